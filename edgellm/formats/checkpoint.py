@@ -1,0 +1,51 @@
+"""Checkpoint: a model file, opened. Configuration and named tensors, mapped and never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgellm.formats.config import ModelConfig
+from edgellm.formats.tensor import Tensor
+
+
+@dataclass
+class Checkpoint:
+    """An opened model.
+
+    tensors: by GGUF name ("token_embd.weight", "blk.0.attn_q.weight", ...) whatever the file format.
+    metadata: the file's own key-value pairs (GGUF keys; for a Hugging Face folder, config.json and
+    generation_config.json under "config" and "generation_config").
+    """
+
+    path: Path
+    format: Literal["gguf", "hf"]
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        return sum(t.elements for t in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a .gguf file or a Hugging Face folder. Raises EdgeError with one sentence on bad input."""
+    from edgellm.errors import EdgeError
+
+    path = Path(path)
+    if not path.exists():
+        raise EdgeError(f"{path}: no such model file or folder.")
+    if path.is_dir():
+        from edgellm.formats.hf import open_hf
+
+        return open_hf(path)
+    from edgellm.formats.gguf import open_gguf
+
+    return open_gguf(path)
