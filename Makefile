@@ -1,0 +1,69 @@
+# Needs Python 3.10 to 3.14, make and, for `make bench` alone, a C++ compiler.
+PYTHON ?= python3
+PROMPT ?= Why does the moon shine?
+MODEL  ?=
+TESTS  ?= tests
+PYTEST_ARGS ?=
+BENCH_ARGS  ?=
+
+DEMO := .venv
+TEST := .venv-test
+PIP  := -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find edgellm -type f ! -name '*.pyc')
+
+.PHONY: help demo test lint format bench peers docs clean
+
+help:
+	@echo "make demo    install edgellm into $(DEMO), fetch a small model, answer PROMPT=\"...\""
+	@echo "make test    run every test (PYTEST_ARGS=\"-m 'not slow'\" skips the slow ones)"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff rewrite the sources"
+	@echo "make docs    write the help texts into docs/cli.md"
+	@echo "make peers   build llama.cpp's programs, to compare with"
+	@echo "make bench   measure edgellm beside llama-bench (MODEL=file.gguf, BENCH_ARGS=...)"
+	@echo "make clean   remove the virtual environments and caches of this folder"
+
+demo: $(DEMO)/.installed
+	$(DEMO)/bin/edgellm pull
+	$(DEMO)/bin/edgellm run "$(PROMPT)"
+
+test: $(TEST)/.installed
+	$(TEST)/bin/python -m pytest $(TESTS) $(PYTEST_ARGS)
+
+lint: $(TEST)/.installed
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+format: $(TEST)/.installed
+	$(TEST)/bin/ruff check --fix .
+	$(TEST)/bin/ruff format .
+
+docs: $(TEST)/.installed
+	$(TEST)/bin/python -m tools.docs.cli_help
+
+peers: $(TEST)/.installed
+	$(TEST)/bin/python -m tools.peers build
+
+bench: $(TEST)/.installed
+	$(TEST)/bin/python -m tools.peers bench $(MODEL) $(BENCH_ARGS)
+
+clean:
+	rm -rf $(DEMO) $(TEST) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# The demo runs the package as a user would install it; the tests run these sources in place.
+$(DEMO)/.installed: pyproject.toml README.md $(SOURCES)
+	@$(call make-venv,$(DEMO))
+	$(DEMO)/bin/python $(PIP) install --upgrade .
+	@touch $@
+
+$(TEST)/.installed: pyproject.toml
+	@$(call make-venv,$(TEST))
+	$(TEST)/bin/python $(PIP) install --upgrade --editable '.[dev]'
+	@touch $@
+
+define make-venv
+$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 15))' || \
+    { echo "edgellm needs Python 3.10 to 3.14: set PYTHON=, as in make demo PYTHON=python3.12" >&2; exit 2; }; \
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
