@@ -1,0 +1,123 @@
+"""The `edgellm` command: finds the command's module, runs it, turns errors into one sentence and a code.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from typing import Annotated, Any
+
+import typer
+
+import edgellm
+from edgellm.errors import EdgeError
+
+# typer re-exports this one class of its click, whichever click that is (its own or the package's).
+UsageError: Any = typer.BadParameter.__base__
+ClickException: Any = UsageError.__base__
+
+# Command -> module under edgellm/cli, which holds a function of the module's name. Order of `--help`.
+COMMANDS = {
+    "run": "run",
+    "chat": "chat",
+    "pull": "pull",
+    "list": "list_models",
+    "rm": "rm",
+    "inspect": "inspect",
+    "bench": "bench",
+    "perplexity": "perplexity",
+}
+
+
+class LazyCommands(MutableMapping[str, Any]):
+    """Commands by name; a command's module is imported when it is first looked up."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            module = COMMANDS[name]
+            function = getattr(importlib.import_module(f"edgellm.cli.{module}"), module)
+            app = typer.Typer(add_completion=False, rich_markup_mode=None)
+            app.command(name)(function)
+            self._loaded[name] = typer.main.get_command(app)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"edgellm {edgellm.__version__}")
+        raise typer.Exit()
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run language models on the machine in front of you.
+
+    \b
+    Start with:
+      edgellm run "Why is the sky blue?"
+    """
+
+
+def command_group() -> Any:
+    """The whole command line as a typer group; the commands' modules are not imported yet."""
+    app = typer.Typer(name="edgellm", add_completion=False, rich_markup_mode=None)
+    app.callback(no_args_is_help=False)(_root)
+    group = typer.main.get_group(app)
+    group.commands = LazyCommands()
+    return group
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line (sys.argv by default) and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        code = command_group().main(
+            args=arguments or ["--help"], prog_name="edgellm", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        return _complain(f"{context.command_path if context else 'edgellm'}: {error.format_message()}", 2)
+    except EdgeError as error:
+        return _complain(f"edgellm: {error}", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader has all that it wanted, as in `edgellm run ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _complain("edgellm: There is not enough memory for this model and context.", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"edgellm: {where}{error.strerror or error}.", 2)
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    return code

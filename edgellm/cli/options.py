@@ -1,0 +1,64 @@
+"""The options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Optional
+
+import typer
+
+
+class ExecutorName(str, Enum):
+    """Who runs the Program."""
+
+    native = "native"
+    reference = "reference"
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A catalogue name, a .gguf file or a Hugging Face folder.")
+]
+Threads = Annotated[
+    Optional[int],
+    typer.Option("--threads", "-t", min=1, help="Threads [default: the physical cores available]."),
+]
+Ctx = Annotated[
+    Optional[int],
+    typer.Option("--ctx", "-c", min=1, help="Tokens of context [default: the model's, at most 8192]."),
+]
+Executor = Annotated[ExecutorName, typer.Option("--executor", help="Who runs the model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Tell on standard error which paths were taken, and timings.")
+]
+
+MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Generate at most so many tokens.")]
+Temperature = Annotated[
+    float, typer.Option("--temp", min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")
+]
+Seed = Annotated[
+    Optional[int], typer.Option("--seed", "-s", min=0, help="Seed of the sampling [default: a random one].")
+]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample among the K likeliest tokens; 0: all.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0.0, max=1.0, help="Sample among the likeliest tokens that make up P.")
+]
+MinP = Annotated[
+    float,
+    typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens less likely than P times the likeliest."),
+]
+RepeatPenalty = Annotated[
+    float, typer.Option("--repeat-penalty", help="Divide the logits of recent tokens by this; 1: off.")
+]
+PresencePenalty = Annotated[
+    float, typer.Option("--presence-penalty", help="Subtract this from the logits of tokens seen; 0: off.")
+]
+LogitBias = Annotated[
+    Optional[list[str]],
+    typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to the logit of token ID; repeatable."),
+]
+Stop = Annotated[
+    Optional[list[str]],
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
+]
+System = Annotated[Optional[str], typer.Option("--system", help="System message of the chat template.")]
