@@ -18,13 +18,18 @@ RopeStyle = Literal["interleaved", "half"]
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the checkpoint, or the rows [rows[0], rows[1]) of one (fused QKV, fused gate and up)."""
+    """A tensor of the checkpoint, or the rows [rows[0], rows[1]) of one (fused QKV, fused gate and up).
+
+    Every value counts times `scale` (the one-element ".scale" tensor beside some ternary weights).
+    """
 
     name: str
     rows: tuple[int, int] | None = None
+    scale: float = 1.0
 
     def __str__(self) -> str:
-        return self.name if self.rows is None else f"{self.name}[{self.rows[0]}:{self.rows[1]}]"
+        rows = "" if self.rows is None else f"[{self.rows[0]}:{self.rows[1]}]"
+        return self.name + rows + ("" if self.scale == 1.0 else f" * {self.scale:g}")
 
 
 @dataclass(frozen=True)

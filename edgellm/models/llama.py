@@ -1,0 +1,33 @@
+"""Llama: pre-norm blocks of grouped-query attention with rotary positions and a SwiGLU FFN.
+
+Llama 2 (arXiv:2307.09288), Llama 3 (arXiv:2407.21783), TinyLlama, SmolLM2.
+"""
+
+from __future__ import annotations
+
+from edgellm.formats.checkpoint import Checkpoint
+from edgellm.models.builder import ModelBuilder
+from edgellm.models.rope import rope_table
+from edgellm.program.program import Program
+
+
+def build(checkpoint: Checkpoint, context: int) -> Program:
+    m = ModelBuilder(checkpoint, context)
+    hidden = checkpoint.config.hidden_size
+    rope = rope_table(checkpoint, context)
+
+    m.embed()
+    for _ in m.blocks():
+        m.norm("x", "h", "attn_norm")
+        m.qkv("h")
+        m.rope(rope)
+        m.attend()
+        m.linear("attn", "o", "attn_output", hidden)
+        m.add("x", "o")
+
+        m.norm("x", "h", "ffn_norm")
+        m.ffn("h", "f", "silu")
+        m.add("x", "f")
+
+    m.norm("x", "h", "output_norm")
+    return m.logits("h")
