@@ -1,0 +1,70 @@
+"""Rows of a packed weight back to float32: the embedding of tokens or of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numba
+import numpy as np
+
+from edgellm.kernels.layout import ROWS, State, slots
+from edgellm.kernels.linear_f import BYTES
+from edgellm.kernels.simd.level import Target
+from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at, make_half_lane, u8_at, u16_at, u32_as_f32
+
+# COUNT: chunks of CHUNK inputs in a row (the scale blocks of a quantised table). FACTOR is a float64.
+# POSITIONS: 1 to look up position + SHIFT, 0 for the token id.
+Arg = slots(
+    "Arg",
+    "WEIGHT TILE_STRIDE COUNT CHUNK INPUTS ZERO_SHIFT SCALE MIN CODES OUT OUT_STRIDE FACTOR POSITIONS SHIFT",
+)
+
+
+def build(target: Target, kind: str, bits: int = 0, asym: int = 0, block: int = 0) -> Callable[..., None]:
+    """The kernel embed for one packed form: kind "q" with its TileLayout, or "f32", "f16", "bf16"."""
+    half_lane = make_half_lane(target)
+
+    @numba.njit(inline="always")
+    def quantized(a, tile, r, chunk, out, factor):  # type: ignore[no-untyped-def]
+        scale = half_lane(tile + a[Arg.SCALE] + 32 * chunk, r) * f32_at(tile)[r] * factor
+        if asym:
+            low = half_lane(tile + a[Arg.MIN] + 32 * chunk, r) * f32_at(tile)[r] * factor
+        else:
+            low = -scale * np.float32(1 << a[Arg.ZERO_SHIFT])
+        codes = u8_at(tile + a[Arg.CODES] + chunk * (ROWS * block * bits // 8))
+        for i in range(block):
+            if bits == 8:
+                code = codes[(i // 4) * 64 + r * 4 + i % 4]
+            else:
+                code = (codes[(i // 8) * 64 + r * 4 + i % 4] >> (4 * (i // 4 % 2))) & 15
+            out[chunk * block + i] = scale * np.float32(code) + low
+
+    @numba.njit(inline="always")
+    def plain(a, tile, r, chunk, out, factor):  # type: ignore[no-untyped-def]
+        first = chunk * a[Arg.CHUNK]
+        last = min(first + a[Arg.CHUNK], a[Arg.INPUTS])
+        for i in range(first, last):
+            at = tile + i * (ROWS * BYTES_OF_KIND)
+            if kind == "f32":
+                value = f32_at(at)[r]
+            elif kind == "f16":
+                value = half_lane(at, r)
+            else:
+                value = u32_as_f32(np.uint32(u16_at(at)[r]) << np.uint32(16))
+            out[i] = value * factor
+
+    BYTES_OF_KIND = BYTES.get(kind, 0)
+    decode = quantized if kind == "q" else plain
+
+    def embed(args: int, state: int, thread: int, threads: int) -> None:
+        a, s = i64_at(args), i64_at(state)
+        factor = np.float32(f64_at(args)[Arg.FACTOR])
+        ids = i64_at(s[State.IDS])
+        items = s[State.TOKENS] * a[Arg.COUNT]
+        for item in range(items * thread // threads, items * (thread + 1) // threads):
+            t, chunk = item // a[Arg.COUNT], item % a[Arg.COUNT]
+            row = s[State.POSITION] + t + a[Arg.SHIFT] if a[Arg.POSITIONS] != 0 else ids[t]
+            tile = a[Arg.WEIGHT] + row // ROWS * a[Arg.TILE_STRIDE]
+            decode(a, tile, row % ROWS, chunk, f32_at(a[Arg.OUT] + t * a[Arg.OUT_STRIDE]), factor)
+
+    return embed

@@ -1,0 +1,114 @@
+"""Where things lie in memory: the state and argument records of a kernel call, packed weights, and
+quantised activations. Plain numbers, shared by the kernels and by whoever fills the records."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+ROWS = 16  # rows of a weight tile
+ACT_BLOCK = 32  # activations that share one scale
+GROUP = 8  # tokens that a matmul kernel computes at once; buffers have room for a multiple of it
+
+
+def slots(name: str, fields: str) -> Any:
+    """Names for the int64 slots of a record: slots("State", "TOKENS POSITION").POSITION == 1.
+
+    A named tuple, since Numba takes its fields as constants; len() is the record's size.
+    """
+    names = fields.split()
+    return namedtuple(name, names)(*range(len(names)))  # type: ignore[misc]  # noqa: PYI024
+
+
+# The record that describes one forward call.
+#   TOKENS      T
+#   POSITION    of the first token
+#   ALL_LOGITS  0: only the last token's are wanted
+#   IDS         address of T int64 token ids
+#   KV          address of the session's KV cache
+#   ZERO        address of 64 zero bytes
+#   BARRIER     address of an int64 counter on its own cache line
+State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV ZERO BARRIER")
+
+
+def align(n: int, to: int = 64) -> int:
+    return -(-n // to) * to
+
+
+@dataclass(frozen=True)
+class ActLayout:
+    """One quantised activation row of k values, in bytes.
+
+    int8 q[k]; float32 scale[k/32]; float32 scale * sum(q) and int32 sum(q), for blocks of 32 and of 16.
+    """
+
+    k: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.k // ACT_BLOCK)
+
+    @property
+    def scale(self) -> int:
+        return align(self.blocks * ACT_BLOCK)
+
+    @property
+    def fsum32(self) -> int:
+        return self.scale + 4 * self.blocks
+
+    @property
+    def isum32(self) -> int:
+        return self.fsum32 + 4 * self.blocks
+
+    @property
+    def fsum16(self) -> int:
+        return self.isum32 + 4 * self.blocks
+
+    @property
+    def isum16(self) -> int:
+        return self.fsum16 + 8 * self.blocks
+
+    @property
+    def stride(self) -> int:
+        return align(self.isum16 + 8 * self.blocks)
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """One tile16x4 of a quantised weight: 16 rows, all k inputs, in one stream of bytes.
+
+    float32 row_scale[16]; float16 scale[blocks][16]; with `asym` float16 min[blocks][16]; then the codes,
+    64 bytes a unit: unit u of 8-bit codes holds inputs 4u..4u+3 of every row, byte 4 * row + i; of 4-bit
+    codes inputs 8u..8u+3 in the low and 8u+4..8u+7 in the high nibbles.
+    weight = row_scale * (scale * (code - 2^zero_shift)), with asym row_scale * (scale * code + min).
+    """
+
+    k: int
+    bits: int  # 4 or 8
+    asym: bool
+    block: int  # inputs that share a scale: 16 or 32
+
+    @property
+    def blocks(self) -> int:
+        return self.k // self.block
+
+    @property
+    def scale(self) -> int:
+        return 4 * ROWS
+
+    @property
+    def minimum(self) -> int:
+        return self.scale + 2 * ROWS * self.blocks
+
+    @property
+    def codes(self) -> int:
+        return align(self.scale + 2 * ROWS * self.blocks * (2 if self.asym else 1))
+
+    @property
+    def block_bytes(self) -> int:
+        return ROWS * self.block * self.bits // 8
+
+    @property
+    def stride(self) -> int:
+        return self.codes + self.blocks * self.block_bytes

@@ -1,0 +1,137 @@
+"""y = W x for quantised W: block-wise int8 activations against tile16x4 weights.
+
+One token is a matvec, several a matmul that unpacks each weight once for GROUP tokens. Per block of
+inputs the dot product is exact in integers; scales and sums are float32, in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from edgellm.kernels.layout import GROUP, State, slots
+from edgellm.kernels.simd.dot4 import dot4
+from edgellm.kernels.simd.emit import I32, LANES, V16F16, V16F32, V16I32, V64I8, Emit, const
+from edgellm.kernels.simd.level import Target
+from edgellm.kernels.simd.scalar import i64_at
+
+PREFETCH_BYTES = 1024  # ahead in the stream of codes
+
+
+
+Arg = slots(
+    "Arg",
+    "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT SCALE MIN CODES "
+    "ACT ACT_STRIDE ACT_PRIVATE ACT_SCALE ACT_FSUM ACT_ISUM OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+)
+
+
+
+def make_tile(target: Target, bits: int, asym: bool, block: int, tokens: int) -> Any:
+    """Intrinsic tile(args, weight tile, activation row, out, old, old stride, bias) for `tokens` rows."""
+    units = block // (8 if bits == 4 else 4)
+
+    @intrinsic
+    def tile(tc: Any, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            e = Emit(builder, target)
+            _emit_tile(e, *values, bits=bits, asym=asym, block=block, units=units, tokens=tokens)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), codegen
+
+    return tile
+
+
+def _emit_tile(
+    e: Emit, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any,
+    *, bits: int, asym: bool, block: int, units: int, tokens: int,
+) -> None:  # fmt: skip
+    b = e.b
+
+    def arg(slot: int) -> Any:
+        return e.load(e.offset(args, 8 * slot), e.i64(0).type, 8)
+
+    act_stride, out_stride, blocks = arg(Arg.ACT_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.BLOCKS)
+    scales, minima, codes = (e.offset(w, arg(s)) for s in (Arg.SCALE, Arg.MIN, Arg.CODES))
+    shift = e.splat(b.trunc(arg(Arg.ZERO_SHIFT), I32))
+    rows = [e.offset(act, b.mul(act_stride, e.i64(t))) for t in range(tokens)]
+    fsum, isum, ascale = arg(Arg.ACT_FSUM), arg(Arg.ACT_ISUM), arg(Arg.ACT_SCALE)
+    chains = 2 if tokens == 1 else 1  # a lone token needs two sums to hide the dot product's latency
+
+    def body(k: Any, *sums: Any) -> list[Any]:
+        base = e.offset(codes, e.scaled(k, units * 64))
+        inputs = e.scaled(k, block)
+        acc = [[const(V16I32, 0)] * chains for _ in rows]
+        for unit in range(units):
+            if tokens == 1:
+                e.prefetch(e.offset(base, 64 * unit + PREFETCH_BYTES))
+            packed = e.load(e.offset(base, 64 * unit), V64I8, 64)
+            if bits == 4:
+                halves = [b.and_(packed, const(V64I8, 15)), b.lshr(packed, const(V64I8, 4))]
+            else:
+                halves = [packed]
+            for h, codes_of in enumerate(halves):
+                at = 4 * (unit * len(halves) + h)
+                chain = (unit * len(halves) + h) % chains
+                for t, row in enumerate(rows):
+                    values = e.splat_4xi8(e.offset(row, inputs, at))
+                    acc[t][chain] = dot4(e, acc[t][chain], codes_of, values, 15 if bits == 4 else 255)
+        scale = e.half_to_float(e.load(e.offset(scales, e.scaled(k, 32)), V16F16, 32))
+        low = e.half_to_float(e.load(e.offset(minima, e.scaled(k, 32)), V16F16, 32)) if asym else None
+        new = []
+        quad = e.scaled(k, 4) if block == 32 else e.scaled(b.lshr(k, e.i64(1)), 4)
+        for t, row in enumerate(rows):
+            total = acc[t][0] if chains == 1 else b.add(acc[t][0], acc[t][1])
+            if not asym:
+                zero = e.splat(e.load(e.offset(row, isum, e.scaled(k, 4)), I32, 4))
+                total = b.sub(total, b.shl(zero, shift))
+            dot = b.fmul(b.sitofp(total, V16F32), e.splat_f32(e.offset(row, ascale, quad)))
+            value = e.fma(dot, scale, sums[t])
+            if asym:
+                value = e.fma(low, e.splat_f32(e.offset(row, fsum, e.scaled(k, 4))), value)
+            new.append(value)
+        return new
+
+    sums = e.loop(blocks, [const(V16F32, 0.0)] * tokens, body)
+    row_scale, offset = e.load(w, V16F32, 64), e.load(bias, V16F32, 4)
+    for t, total in enumerate(sums):
+        before = e.load(e.offset(old, b.mul(old_stride, e.i64(t))), V16F32, 4)
+        value = e.fma(total, row_scale, b.fadd(before, offset))
+        e.store(value, e.offset(out, b.mul(out_stride, e.i64(t))), 4)
+
+
+def build(target: Target, bits: int, asym: int, block: int) -> Callable[..., None]:
+    """The kernel linear_q for one weight form. Threads share out the tiles."""
+    tile1 = make_tile(target, bits, bool(asym), block, 1)
+    tile_group = make_tile(target, bits, bool(asym), block, GROUP)
+
+    def linear_q(args: int, state: int, thread: int, threads: int) -> None:
+        a, s = i64_at(args), i64_at(state)
+        tokens = s[State.TOKENS]
+        act = a[Arg.ACT]
+        if tokens == 1:
+            act += a[Arg.ACT_PRIVATE] * thread * a[Arg.ACT_STRIDE]
+        elif a[Arg.LAST_ONLY] != 0 and s[State.ALL_LOGITS] == 0:
+            act += (tokens - 1) * a[Arg.ACT_STRIDE]
+            tokens = 1
+        first = a[Arg.TILES] * thread // threads
+        last = a[Arg.TILES] * (thread + 1) // threads
+        for tile in range(first, last):
+            w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
+            out = a[Arg.OUT] + tile * (4 * LANES)
+            bias = a[Arg.BIAS] + tile * (4 * LANES) if a[Arg.BIAS] != 0 else s[State.ZERO]
+            old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
+            if tokens == 1:
+                tile1(args, w, act, out, old, old_stride, bias)
+            else:
+                for t in range(0, tokens, GROUP):
+                    tile_group(
+                        args, w, act + t * a[Arg.ACT_STRIDE], out + t * a[Arg.OUT_STRIDE],
+                        old + t * old_stride, old_stride, bias,
+                    )  # fmt: skip
+
+    return linear_q

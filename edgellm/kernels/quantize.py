@@ -1,0 +1,85 @@
+"""Activations to int8 in blocks of 32: scale = max |x| / 127, q = round(x / scale), and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from edgellm.kernels.layout import State, slots
+from edgellm.kernels.simd.emit import I64, V16F32, V16I8, V16I32, Emit, const
+from edgellm.kernels.simd.level import Target
+from edgellm.kernels.simd.scalar import i64_at
+
+Arg = slots("Arg", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS SCALE FSUM32 ISUM32 FSUM16 ISUM16")
+
+
+def make_row(target: Target) -> Any:
+    """Intrinsic row(args, x row, act row): quantise one row into the form of layout.ActLayout."""
+
+    @intrinsic
+    def row(typingctx: Any, args: Any, x: Any, act: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            _emit_row(Emit(builder, target), *values)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return row
+
+
+def _emit_row(e: Emit, args: Any, x: Any, act: Any) -> None:
+    b = e.b
+
+    def section(slot: int) -> Any:
+        return e.offset(act, e.load(e.offset(args, 8 * slot), I64, 8))
+
+    scale_at, fsum32, isum32 = section(Arg.SCALE), section(Arg.FSUM32), section(Arg.ISUM32)
+    fsum16, isum16 = section(Arg.FSUM16), section(Arg.ISUM16)
+    absolute = e.intrinsic("llvm.fabs.v16f32", V16F32, [V16F32])
+    magic = const(V16F32, 12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
+
+    def block(i: Any) -> list[Any]:
+        halves = [e.load(e.offset(x, e.scaled(i, 128), 64 * h), V16F32, 4) for h in range(2)]
+        biggest = e.max(*(b.call(absolute, [h]) for h in halves))
+        top = e.reduce(biggest, e.max)
+        zero = b.fcmp_ordered("==", top, ir.Constant(top.type, 0.0))
+        inverse = b.select(zero, ir.Constant(top.type, 0.0), b.fdiv(ir.Constant(top.type, 127.0), top))
+        scale = b.fmul(top, ir.Constant(top.type, 1.0 / 127.0))
+        sums = []
+        for h, values in enumerate(halves):
+            rounded = b.fsub(b.fadd(b.fmul(values, e.splat(inverse)), magic), magic)
+            codes = b.fptosi(rounded, V16I32)
+            e.store(b.trunc(codes, V16I8), e.offset(act, e.scaled(i, 32), 16 * h), 16)
+            sums.append(e.reduce(codes, b.add))
+            e.store(sums[h], e.offset(isum16, e.scaled(i, 8), 4 * h), 4)
+            e.store(b.fmul(scale, b.sitofp(sums[h], scale.type)), e.offset(fsum16, e.scaled(i, 8), 4 * h), 4)
+        total = b.add(*sums)
+        at = e.scaled(i, 4)
+        e.store(scale, e.offset(scale_at, at), 4)
+        e.store(total, e.offset(isum32, at), 4)
+        e.store(b.fmul(scale, b.sitofp(total, scale.type)), e.offset(fsum32, at), 4)
+        return []
+
+    e.loop(e.load(e.offset(args, 8 * Arg.BLOCKS), I64, 8), [], block)
+
+
+def build(target: Target) -> Callable[..., None]:
+    """The kernel quantize. A lone token is quantised by every thread into its own row, which costs less
+    than waiting for each other; several tokens are shared out."""
+    row = make_row(target)
+
+    def quantize(args: int, state: int, thread: int, threads: int) -> None:
+        a, s = i64_at(args), i64_at(state)
+        tokens = s[State.TOKENS]
+        if tokens == 1:
+            x = a[Arg.X] + a[Arg.X_PRIVATE] * thread * a[Arg.X_STRIDE]
+            row(args, x, a[Arg.ACT] + thread * a[Arg.ACT_STRIDE])
+        else:
+            for t in range(tokens * thread // threads, tokens * (thread + 1) // threads):
+                row(args, a[Arg.X] + t * a[Arg.X_STRIDE], a[Arg.ACT] + t * a[Arg.ACT_STRIDE])
+
+    return quantize
