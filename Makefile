@@ -28,7 +28,7 @@ demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgellm run "$(PROMPT)"
 
 test: $(TEST)/.installed
-	$(TEST)/bin/python -m pytest $(TESTS) $(PYTEST_ARGS)
+	$(TEST)/bin/python -m pytest --timeout 300 $(TESTS) $(PYTEST_ARGS)
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
