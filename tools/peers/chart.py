@@ -1,0 +1,35 @@
+"""A bar chart as SVG text, drawn by hand: two bars a row do not need a plotting library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+WIDTH, LABEL, BAR, GAP = 720, 130, 16, 14
+COLOURS = {"edgellm": "#2563eb", "peer": "#9ca3af"}
+NAMES = {"edgellm": "edgellm", "peer": "llama.cpp"}
+
+
+def bars(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    """An SVG document: for each row of `bench` two bars, tokens per second, on a scale of its own test.
+
+    Prefill and decode differ by an order of magnitude, so each test has its own scale.
+    """
+    parts = [f'<text x="8" y="20" font-size="15" font-weight="bold">{escape(title)}</text>']
+    y = 36
+    for row in rows:
+        top = max(r[who]["median"] for r in rows if r["test"] == row["test"] for who in COLOURS)
+        threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        parts.append(f'<text x="8" y="{y + BAR + 4}">{escape(row["test"])}, {threads}</text>')
+        for who, colour in COLOURS.items():
+            value = row[who]["median"]
+            length = value / top * (WIDTH - LABEL - 190)
+            parts.append(f'<rect x="{LABEL}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
+            parts.append(f'<text x="{LABEL + length + 6:.1f}" y="{y + 13}">{value:,.0f} {NAMES[who]}</text>')
+            y += BAR + 2
+        y += GAP
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
