@@ -3,8 +3,8 @@ from __future__ import annotations
 from tools.peers.build import cmake_flags, cpu_flags
 
 ZEN4 = """processor\t: 0
-flags\t\t: fpu sse4_2 avx avx2 fma f16c bmi2 avx512f avx512dq avx512cd avx512bw avx512vl avx512_bf16 avx512vbmi \
-avx512_vnni
+flags\t\t: fpu sse4_2 avx avx2 fma f16c bmi2 avx512f avx512dq avx512cd avx512bw \
+avx512vl avx512_bf16 avx512vbmi avx512_vnni
 processor\t: 1
 flags\t\t: fpu
 """

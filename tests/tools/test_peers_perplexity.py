@@ -9,7 +9,7 @@ from tools.peers import perplexity
 from tools.peers.perplexity import Result
 
 # What llama-perplexity prints, shortened.
-OUTPUT = """0.00.985.144 I perplexity: calculating perplexity over 2 chunks, n_ctx=512, batch_size=2048, n_seq=4
+OUTPUT = """0.00.985.144 I perplexity: calculating perplexity over 2 chunks, n_ctx=512, n_seq=4
 [1]24.0198,[2]26.0636,
 0.04.240.333 I Final estimate: PPL = 26.0636 +/- 3.05647
 """
