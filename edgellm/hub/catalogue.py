@@ -1,0 +1,30 @@
+"""The models that edgellm knows by name: catalogue.json, shipped with the package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+DEFAULT_MODEL = "smollm2"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One catalogue model. `size` is in bytes; `sha256` is of the model file, not of what carries it."""
+
+    name: str
+    source: str
+    file: str
+    sha256: str
+    size: int
+    licence: str
+    description: str
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """Every entry by name, in the file's order."""
+    text = resources.files("edgellm.hub").joinpath("catalogue.json").read_text(encoding="utf-8")
+    return {item["name"]: Entry(**item) for item in json.loads(text)}
