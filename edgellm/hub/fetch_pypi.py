@@ -22,8 +22,8 @@ from edgellm.hub.store import CHUNK, Expected, Fetched, Part, disk_errors, requi
 _DOWNLOAD_PREFIX = ".download-"
 _NO_NETWORK = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|Max retries exceeded"
-    r"|ProxyError|Failed to establish a new connection|Temporary failure in name resolution|Could not fetch URL"
-    r"|Network is unreachable|RemoteDisconnected|Connection reset|ProtocolError"
+    r"|ProxyError|Failed to establish a new connection|Temporary failure in name resolution"
+    r"|Could not fetch URL|Network is unreachable|RemoteDisconnected|Connection reset|ProtocolError"
 )
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 _NOT_FOUND = re.compile(r"No matching distribution found|Could not find a version that satisfies")
