@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast, get_args
 
 from edgellm.errors import EdgeError
 from edgellm.formats.checkpoint import Checkpoint
@@ -46,10 +47,13 @@ class ModelBuilder:
         """The numbers of the transformer blocks; ops appended meanwhile belong to that block."""
         for layer in range(self.config.n_layers):
             self.layer = layer
-            if not any(self._has(name) for name in ("attn_q.weight", "attn_qkv.weight")):
-                raise self._missing(f"blk.{self.layer}.attn_q.weight")
             yield layer
         self.layer = -1
+
+    def slides(self, layer: int) -> bool:
+        """Is this a layer whose attention is limited to config.sliding_window?"""
+        sliding = self.config.sliding_layers
+        return self.config.sliding_window is not None and (sliding is None or sliding[layer])
 
     # Weights
 
@@ -69,10 +73,10 @@ class ModelBuilder:
 
     # Ops
 
-    def embed(self) -> None:
-        """x = embedding of the tokens, times config.embedding_scale."""
-        x = self._buffer("x", self.config.hidden_size)
-        self._add(Embed(x, self.weight("token_embd"), self.config.embedding_scale))
+    def embed(self, out: str = "x", width: int | None = None) -> None:
+        """out (width, hidden size by default) = embedding of the tokens, times config.embedding_scale."""
+        self._buffer(out, width or self.config.hidden_size)
+        self._add(Embed(out, self.weight("token_embd"), self.config.embedding_scale))
 
     def embed_positions(self, offset: int) -> None:
         """x += learned embedding of the position + offset."""
@@ -121,8 +125,7 @@ class ModelBuilder:
     def attend(self) -> None:
         """Append k and v to this block's cache slot and attend: attn = softmax(q K^T) V."""
         c = self.config
-        slides = c.sliding_layers is None or c.sliding_layers[self.layer]
-        window = c.sliding_window if slides else None
+        window = c.sliding_window if self.slides(self.layer) else None
         if window is not None and window >= self.program.context_length:
             window = None  # it can never hide a position
         scale = c.attention_scale if c.attention_scale is not None else c.head_dim**-0.5
@@ -134,13 +137,16 @@ class ModelBuilder:
             Attend("q", out, slot, c.n_heads, c.n_kv_heads, c.head_dim, scale, window, c.attention_softcap)
         )
 
-    def ffn(self, x: str, out: str, activation: Activation, sub_norm: str | None = None) -> None:
+    def ffn(self, x: str, out: str, sub_norm: str | None = None) -> None:
         """out = FFN of x: gated if the file has ffn_gate or if ffn_up holds gate and up fused."""
         c, n = self.config, self.config.ffn_size
-        gate, up = self.optional("ffn_gate.weight"), self.weight("ffn_up")
-        if gate is not None:
+        activation = cast(Activation, c.activation)
+        if activation not in get_args(Activation):
+            raise EdgeError(f"{self.checkpoint.path}: the activation {activation!r} is not supported.")
+        gate, up = None, self.weight("ffn_up")
+        if self._has("ffn_gate.weight"):
             gate = self.weight("ffn_gate")
-        elif self._rows("ffn_up.weight") == 2 * n:
+        elif self._has("ffn_up.weight") and self.checkpoint.tensors[up.name].shape[0] == 2 * n:
             gate, up = self.weight("ffn_up", (0, n)), self.weight("ffn_up", (n, 2 * n))
         self._add(
             Ffn(
@@ -179,17 +185,6 @@ class ModelBuilder:
 
     def _has(self, name: str) -> bool:
         return self._full(name) in self.checkpoint.tensors
-
-    def _rows(self, name: str) -> int:
-        if not self._has(name):
-            raise self._missing(self._full(name))
-        return self.checkpoint.tensors[self._full(name)].shape[0]
-
-    def _missing(self, name: str) -> EdgeError:
-        return EdgeError(
-            f"{self.checkpoint.path}: the tensor {name} is missing, which the architecture "
-            f"{self.config.architecture!r} needs; the file is incomplete or of another kind."
-        )
 
     def _buffer(self, name: str, width: int) -> str:
         if self.program.buffers.setdefault(name, width) != width:

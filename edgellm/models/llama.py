@@ -26,7 +26,7 @@ def build(checkpoint: Checkpoint, context: int) -> Program:
         m.add("x", "o")
 
         m.norm("x", "h", "ffn_norm")
-        m.ffn("h", "f", "silu")
+        m.ffn("h", "f")
         m.add("x", "f")
 
     m.norm("x", "h", "output_norm")

@@ -38,8 +38,9 @@ def rope_table(checkpoint: Checkpoint, context: int) -> RopeTable:
     for length in ("long", "short"):
         if f"rope_factors_{length}.weight" in checkpoint.tensors:
             scaling[f"{length}_factor"] = _factors(checkpoint, f"rope_factors_{length}.weight", dims)
-            scaling["rope_type"] = "longrope"
     rule = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    if "long_factor" in scaling:
+        rule = "longrope"  # early Phi-3 files call it "su" or "yarn"
     if rule not in _RULES:
         raise EdgeError(
             f"{checkpoint.path}: the RoPE scaling {rule!r} is not supported; known are {', '.join(_RULES)}."
@@ -48,6 +49,8 @@ def rope_table(checkpoint: Checkpoint, context: int) -> RopeTable:
         inv_freq, magnitude = _RULES[rule](base, dims, scaling, context)
     except KeyError as missing:
         raise EdgeError(f"{checkpoint.path}: the RoPE scaling {rule!r} lacks the number {missing}.") from None
+    except (TypeError, ValueError, ArithmeticError):
+        raise EdgeError(f"{checkpoint.path}: the RoPE scaling {rule!r} has an impossible number.") from None
     if inv_freq.shape != (dims // 2,) or not np.isfinite(inv_freq).all():
         raise EdgeError(f"{checkpoint.path}: the RoPE scaling {rule!r} does not fit {dims} dimensions.")
     return RopeTable(inv_freq.astype(np.float32), magnitude)
@@ -63,8 +66,7 @@ def local_rope_table(checkpoint: Checkpoint) -> RopeTable:
 def trained_context(checkpoint: Checkpoint) -> int | None:
     """Tokens that a LongRoPE model was trained on, up to which its short factors hold; None otherwise."""
     scaling = checkpoint.config.rope.scaling
-    longrope = scaling.get("rope_type", scaling.get("type")) in ("longrope", "su")
-    if longrope or "rope_factors_short.weight" in checkpoint.tensors:
+    if "long_factor" in scaling or "rope_factors_short.weight" in checkpoint.tensors:
         return scaling.get("original_max_position_embeddings")
     return None
 
@@ -155,5 +157,4 @@ _RULES: dict[str, Callable[[float, int, Scaling, int], tuple[np.ndarray, float]]
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
-    "su": _longrope,
 }
