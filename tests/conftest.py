@@ -19,7 +19,7 @@ def smollm2() -> Path:
     from edgellm.hub import resolve
 
     try:
-        return Path(resolve("smollm2", pull=True))
+        return resolve(pull=True)
     except EdgeError as error:
         if os.environ.get("CI"):
             raise
