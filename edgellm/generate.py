@@ -14,7 +14,6 @@ from edgellm.errors import EdgeError
 if TYPE_CHECKING:
     from edgellm.executors.base import Session
     from edgellm.text.sampling import Sampler
-    from edgellm.text.stopping import StopChecker
     from edgellm.text.tokenizer import Tokenizer
 
 # length: max_tokens were made; stop: a stop string; end_of_turn: the model's own end token;
@@ -100,6 +99,105 @@ class TokenHistory:
         del self._tokens[self.session.position :]
         self._tokens.append(token)
         return self.session.decode(token)
+
+
+class Run:
+    """One generation: iterate it once for its events, or call finish(). Nothing is computed before that.
+
+    history: the session to use; what it holds of the prompt is not run again. stop: strings that end the
+    text before them. continuation: the text goes on after the prompt's own (no chat template), so that a
+    space in front of it stays.
+    """
+
+    def __init__(
+        self,
+        history: TokenHistory,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        *,
+        sampler: Sampler,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        continuation: bool = True,
+        load_s: float = 0.0,
+    ):
+        from edgellm.text.detokenize import StreamDecoder
+        from edgellm.text.stopping import StopChecker
+
+        if max_tokens < 1:
+            raise EdgeError(f"The number of tokens to generate is {max_tokens}; it must be at least 1.")
+        self.history = history
+        self.prompt = list(prompt)
+        self.tokens: list[int] = []  # generated so far, without the end token
+        self._sampler = sampler
+        self._max_tokens = max_tokens
+        self._decoder = StreamDecoder(tokenizer, continuation=continuation)
+        self._checker = StopChecker(stop, tokenizer.end_ids)
+        self._load_s = load_s
+        self._prefilled = 0  # prompt tokens that had to be run
+        self._started_ns = self._prefilled_ns = self._first_ns = self._last_ns = 0
+
+    def __iter__(self) -> Iterator[Event]:
+        self._started_ns = time.perf_counter_ns()
+        logits, self._prefilled = self.history.prefill(self.prompt)
+        self._prefilled_ns = time.perf_counter_ns()
+        for token in self.prompt:
+            self._sampler.accept(token)
+        while True:
+            token = self._sampler.sample(logits)
+            now = time.perf_counter_ns()
+            self._first_ns = self._first_ns or now
+            if self._checker.is_end(token):
+                yield Event(self._rest(), None, now, "end_of_turn")
+                return
+            self._last_ns = now
+            self._sampler.accept(token)
+            self.tokens.append(token)
+            text = self._checker.push(self._decoder.push(token))
+            reason = self._stop_reason()
+            if reason:
+                rest = self._rest()
+                # what was held back may complete a stop string
+                yield Event(text + rest, token, now, "stop" if self._checker.stopped else reason)
+                return
+            yield Event(text, token, now)
+            logits = self.history.decode(token)
+
+    def _stop_reason(self) -> StopReason | None:
+        if self._checker.stopped:
+            return "stop"
+        if len(self.tokens) == self._max_tokens:
+            return "length"
+        session = self.history.session
+        return "context" if session.position == session.context else None
+
+    def _rest(self) -> str:
+        return self._checker.push(self._decoder.flush()) + self._checker.flush()
+
+    def pieces(self) -> Iterator[str]:
+        """The text in pieces, as each becomes certain."""
+        return (event.text for event in self if event.text)
+
+    def finish(self) -> Generation:
+        """Run to the end."""
+        events = list(self)
+        return self.result("".join(event.text for event in events), events[-1].stop_reason)
+
+    def result(self, text: str, stop_reason: StopReason | None) -> Generation:
+        """What was generated: `text` joined from the events, and the reason on the last of them."""
+        if stop_reason is None:
+            raise ValueError("the generation has not ended")
+        return Generation(text, list(self.tokens), len(self.prompt), stop_reason, self.timings())
+
+    def timings(self) -> Timings:
+        """Timings so far; at least one token must have been sampled."""
+        later, decode_ns = len(self.tokens) - 1, self._last_ns - self._first_ns
+        return Timings(
+            load_s=self._load_s,
+            ttft_s=(self._first_ns - self._started_ns) / 1e9,
+            prefill_tokens_per_second=self._prefilled * 1e9 / max(1, self._prefilled_ns - self._started_ns),
+            decode_tokens_per_second=later * 1e9 / decode_ns if later > 0 and decode_ns > 0 else None,
+        )
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
+
+from edgellm.errors import EdgeError
 
 
 def print_json(value: Any) -> None:
@@ -33,3 +36,13 @@ def quantity(count: float) -> str:
         if count >= divisor:
             return f"{count / divisor:.1f} {unit}"
     return f"{count:.0f}"
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text. Raises EdgeError with one sentence."""
+    try:
+        return path.read_bytes().decode("utf-8")  # bytes: line ends stay as they are
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{path}: not UTF-8 text (byte {error.start}); re-encode it as UTF-8 first.") from None
+    except OSError as error:
+        raise EdgeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None

@@ -1,0 +1,75 @@
+"""Loading a model for a command, with a word on standard error where that takes long."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from edgellm.cli.output import note
+from edgellm.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edgellm.model import Model
+
+
+def load_model(
+    name: str | None, *, executor: str, threads: int | None = None, context: int | None = None
+) -> Model:
+    """edgellm.load for the command line; what the executor compiles is told on standard error."""
+    from edgellm.model import load
+
+    return load(name, executor=executor, threads=threads, context=context, progress=note)
+
+
+def model_label(name: str | None) -> str:
+    """The model's name for a result: what was asked for, or the default model."""
+    from edgellm.hub.catalogue import DEFAULT_MODEL
+
+    return name or DEFAULT_MODEL
+
+
+def read_standard_input() -> str:
+    """All of standard input as text. Raises EdgeError where it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EdgeError(
+            f"Standard input is not UTF-8 text (byte {error.start}); re-encode it as UTF-8 first."
+        ) from None
+
+
+def sampling(
+    *,
+    temp: float,
+    seed: int | None,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repeat_penalty: float,
+    presence_penalty: float,
+    logit_bias: list[str] | None,
+) -> dict[str, Any]:
+    """The options of the command line as arguments of SamplingParams; a seed is drawn where none was given."""
+    import secrets
+
+    return {
+        "temperature": temp,
+        "seed": secrets.randbits(32) if seed is None else seed,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repeat_penalty,
+        "presence_penalty": presence_penalty,
+        "logit_bias": dict(_bias(entry) for entry in logit_bias or ()),
+    }
+
+
+def _bias(entry: str) -> tuple[int, float]:
+    """ "42=-1.5" -> (42, -1.5)."""
+    token, _, bias = entry.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise EdgeError(
+            f"--logit-bias {entry}: write it as ID=BIAS, for instance --logit-bias 42=-1.5."
+        ) from None
