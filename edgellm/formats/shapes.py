@@ -97,8 +97,7 @@ def _block_shapes(c: ModelConfig, fused: bool) -> tuple[Shapes, Shapes]:
         optional |= {f"{name}.{part}": shape for name, shape in norms.items() for part in ("weight", "bias")}
     else:
         required |= {f"{name}.weight": shape for name, shape in norms.items()}
-    if c.architecture == "bitnet":  # factor of a ternary matrix
-        optional |= {f"{name}.scale": (1,) for name in linears}
+    optional |= {f"{name}.scale": (1,) for name in linears}  # factor of a ternary matrix
     return required, optional
 
 

@@ -1,0 +1,139 @@
+"""Ternary weights of BitNet checkpoints from Hugging Face, turned into TQ2_0 when they are first used.
+
+Packed: uint8 (rows / 4, columns), two bits per weight holding w + 1; bits 2i of packed row r are row
+i * rows / 4 + r. Master: the weights that training went on with, which the model rounds on the fly to
+{-1, 0, 1} times their mean magnitude (BitNet b1.58, arXiv:2402.17764, equations 1 to 3).
+Source of both: transformers, integrations/bitnet.py.
+
+The trits become TQ2_0 blocks with the scale 1, or float32 where the columns do not fill blocks of 256;
+the factor of the matrix becomes a second tensor, "blk.N.attn_q.scale". So nothing is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.errors import EdgeError
+from edgellm.formats.tensor import Tensor
+from edgellm.formats.types import TENSOR_TYPES, dequantize, row_bytes
+
+_BLOCK = TENSOR_TYPES["TQ2_0"].block
+_ROWS_AT_ONCE = 256  # bounds the float32 copies made while rounding master weights
+
+
+class LazyTensor(Tensor):
+    """A tensor whose bytes are computed when they are first asked for, then kept."""
+
+    def __init__(self, name: str, type: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]):
+        for field, value in {"name": name, "type": type, "shape": shape, "_make": make}.items():
+            object.__setattr__(self, field, value)  # Tensor is frozen
+
+    @cached_property
+    def data(self) -> np.ndarray:
+        make: Callable[[], np.ndarray] = self.__dict__["_make"]
+        data = make()
+        data.flags.writeable = False
+        return data
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape[:-1], dtype=np.int64)) * row_bytes(self.type, self.shape[-1])
+
+
+def unpack_ternary(
+    path: Path, name: str, packed: Tensor, scale: Tensor, inverted: bool
+) -> dict[str, LazyTensor]:
+    """name.weight and name.scale of a packed matrix; `inverted`: the file holds 1 / factor."""
+    rows, columns = 4 * packed.shape[0], packed.shape[-1]
+
+    def codes() -> np.ndarray:
+        raw = packed.data
+        if (raw & (raw >> 1) & 0x55).any():
+            raise EdgeError(
+                f"{path}: the tensor {packed.name} holds values other than -1, 0 and 1; it is damaged."
+            )
+        return np.concatenate([(raw >> shift) & 3 for shift in (0, 2, 4, 6)])
+
+    def factor() -> np.ndarray:
+        value = dequantize(scale.data, scale.type).reshape(-1)
+        if value.size != 1 or not np.isfinite(value[0]) or value[0] <= 0:
+            raise EdgeError(
+                f"{path}: the tensor {scale.name} should hold one positive number; it is damaged."
+            )
+        return (np.float32(1) / value if inverted else value).view(np.uint8)
+
+    return _pair(name, (rows, columns), codes, factor)
+
+
+def round_to_ternary(path: Path, name: str, master: Tensor) -> dict[str, LazyTensor]:
+    """name.weight and name.scale of master weights, rounded as the model does at run time."""
+    rounding = _Rounding(path, master)
+    return _pair(name, (master.shape[0], master.shape[1]), rounding.codes, rounding.factor)
+
+
+class _Rounding:
+    """Of one matrix, piece by piece, so that no float32 copy of the whole is made."""
+
+    def __init__(self, path: Path, master: Tensor):
+        self.path, self.master = path, master
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        for i in range(0, self.master.shape[0], _ROWS_AT_ONCE):
+            yield self.master.dequantize(slice(i, i + _ROWS_AT_ONCE))
+
+    @cached_property
+    def inverse(self) -> np.float32:
+        """1 / mean |w|."""
+        total = sum(float(np.abs(piece).sum(dtype=np.float64)) for piece in self.pieces())
+        mean = np.float32(total / self.master.elements)
+        if not np.isfinite(mean):
+            raise EdgeError(f"{self.path}: the tensor {self.master.name} holds values that are not finite.")
+        return np.float32(1) / max(mean, np.float32(1e-5))
+
+    def codes(self) -> np.ndarray:
+        """uint8 (rows, columns): trit + 1."""
+        rounded = (np.clip(np.rint(piece * self.inverse), -1, 1) for piece in self.pieces())
+        return np.concatenate([(piece + 1).astype(np.uint8) for piece in rounded])
+
+    def factor(self) -> np.ndarray:
+        """1 / inverse, rounded to the type of the weights as the model itself does; float32 as bytes."""
+        value = np.array([np.float32(1) / self.inverse], np.float32)
+        if self.master.type == "BF16":
+            bits = value.view(np.uint32)
+            value = ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+        elif self.master.type == "F16":
+            value = value.astype(np.float16).astype(np.float32)
+        return value.view(np.uint8)
+
+
+def _pair(
+    name: str, shape: tuple[int, int], codes: Callable[[], np.ndarray], factor: Callable[[], np.ndarray]
+) -> dict[str, LazyTensor]:
+    weight, scale = f"{name}.weight", f"{name}.scale"
+    blocks = shape[1] % _BLOCK == 0
+
+    def data() -> np.ndarray:
+        return _tq2_0(codes()) if blocks else (codes().astype(np.float32) - 1).view(np.uint8)
+
+    return {
+        weight: LazyTensor(weight, "TQ2_0" if blocks else "F32", shape, data),
+        scale: LazyTensor(scale, "F32", (1,), factor),
+    }
+
+
+def _tq2_0(codes: np.ndarray) -> np.ndarray:
+    """Trits + 1, uint8 (rows, columns), as TQ2_0 rows: each block is 64 bytes of two-bit codes, then the
+    float16 scale 1. Bits 2n of byte 32 h + m hold element 128 h + 32 n + m.
+    """
+    rows, columns = codes.shape
+    quarters = codes.reshape(rows, columns // _BLOCK, 2, 4, 32)
+    packed = np.zeros((rows, columns // _BLOCK, 66), np.uint8)
+    packed[..., :64] = np.bitwise_or.reduce(
+        quarters << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=3
+    ).reshape(rows, -1, 64)
+    packed[..., 64:] = np.array([1], "<f2").view(np.uint8)
+    return packed.reshape(rows, -1)
