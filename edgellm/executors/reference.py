@@ -52,7 +52,8 @@ class Weights:
         """Some rows of it, not kept: for embeddings."""
         if weight.rows is not None:
             rows = np.arange(*weight.rows)[rows]
-        values = self.checkpoint.tensors[weight.name].dequantize(rows)
+        tensor = self.checkpoint.tensors[weight.name]
+        values = tensor.dequantize(rows) if len(tensor.shape) > 1 else tensor.dequantize()[rows]
         return values if weight.scale == 1.0 else values * np.float32(weight.scale)
 
 

@@ -9,21 +9,19 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.models.builder import ModelBuilder
 from edgellm.program.program import Program
 
-POSITION_OFFSET = 2  # the first two rows of the position table are unused
-
 
 def build(checkpoint: Checkpoint, context: int) -> Program:
     m = ModelBuilder(checkpoint, context)
     hidden = checkpoint.config.hidden_size
-    embedding = checkpoint.config.extra.get("word_embed_proj_dim", hidden)
-    norm_before = checkpoint.config.extra.get("do_layer_norm_before", True)
+    embedding = checkpoint.config.extra["word_embed_proj_dim"]
+    norm_before = checkpoint.config.extra["do_layer_norm_before"]
 
     if embedding == hidden:
         m.embed()
     else:
         m.embed("e", embedding)
         m.linear("e", "x", "project_in", hidden)
-    m.embed_positions(POSITION_OFFSET)
+    m.embed_positions(checkpoint.config.extra["position_offset"])  # 2: the first rows are unused
     for _ in m.blocks():
         if norm_before:
             m.layer_norm("x", "h", "attn_norm")
