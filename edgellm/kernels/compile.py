@@ -33,7 +33,9 @@ def symbol_of(kernel: str) -> str:
 
 def _fingerprint(target: Target) -> str:
     """Changes whenever the object code could: kernel sources, compiler, target."""
-    digest = hashlib.sha256(repr((target, llvm.llvm_version_info, _version("llvmlite"), _version("numba"))).encode())
+    digest = hashlib.sha256(
+        repr((target, llvm.llvm_version_info, _version("llvmlite"), _version("numba"))).encode()
+    )
     root = Path(__file__).parent
     for source in sorted(root.rglob("*.py")):
         digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
@@ -48,7 +50,7 @@ def _version(package: str) -> str:
 
 def compile_kernel(kernel: str, target: Target) -> bytes:
     """Object code of one kernel. Its symbol is `symbol_of(kernel)`, its form is Numba's native one:
-    int32 f(void* unused, void* unused, int64 args, int64 state, int64 thread, int64 threads)."""
+    int32 f(void** result, void* unused, int64 args, int64 state, int64 thread, int64 threads)."""
     os.environ.setdefault("NUMBA_DISABLE_PERFORMANCE_WARNINGS", "1")
     import numba
     from numba import types
@@ -58,10 +60,14 @@ def compile_kernel(kernel: str, target: Target) -> bytes:
     module_name, _, params = kernel.partition("/")
     module = importlib.import_module(f"edgellm.kernels.{module_name}")
     values = dict(p.split("=") for p in params.split(",")) if params else {}
-    function = module.build(target, **{k: int(v) if v.lstrip("-").isdigit() else v for k, v in values.items()})
+    function = module.build(
+        target, **{k: int(v) if v.lstrip("-").isdigit() else v for k, v in values.items()}
+    )
     signature = types.void(types.int64, types.int64, types.int64, types.int64)
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
-    dispatcher = numba.njit(signature, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+    # Numba would put its fast-math flags on hand-written IR too, so a kernel module has to ask for them.
+    options = {"error_model": "numpy", "fastmath": getattr(module, "FASTMATH", False)}
+    wrap = numba.njit(signature, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    dispatcher = wrap(function)
     (compiled,) = dispatcher.overloads.values()
     text = compiled.library.get_llvm_str().replace(compiled.fndesc.mangled_name, symbol_of(kernel))
     return _emit_object(text, symbol_of(kernel), target)
@@ -105,7 +111,9 @@ def _load(wanted: list[str], target: Target, progress: Callable[[int, int], None
         objects[kernel] = code
     if progress and missing:
         progress(len(missing), len(missing))
-    machine = llvm.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, features=target.features)
+    machine = llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features
+    )
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     for code in objects.values():
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -8,13 +8,11 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import State, slots
+from edgellm.kernels.layout import Elementwise as Arg
+from edgellm.kernels.layout import State
 from edgellm.kernels.simd.emit import F32, V16F32, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f64_at, i64_at
-
-# out = f(x, y); Y is 0 without a second operand, FACTOR a float64. Rows are padded to 16 elements.
-Arg = slots("Arg", "X X_STRIDE X_PRIVATE Y Y_STRIDE Y_PRIVATE OUT OUT_STRIDE VECTORS FACTOR LAST_ONLY")
 
 
 def _sigmoid(e: Emit, x: Any) -> Any:
@@ -42,7 +40,9 @@ def _gelu_tanh(e: Emit, x: Any) -> Any:
 def _gelu(e: Emit, x: Any) -> Any:
     """x / 2 (1 + erf(x / sqrt 2)); erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7."""
     b = e.b
-    z = b.fmul(b.call(e.intrinsic("llvm.fabs.v16f32", V16F32, [V16F32]), [x]), const(V16F32, 0.7071067811865476))
+    z = b.fmul(
+        b.call(e.intrinsic("llvm.fabs.v16f32", V16F32, [V16F32]), [x]), const(V16F32, 0.7071067811865476)
+    )
     one = const(V16F32, 1.0)
     t = b.fdiv(one, e.fma(z, const(V16F32, 0.3275911), one))
     p = const(V16F32, 1.061405429)

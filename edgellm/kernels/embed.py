@@ -7,17 +7,11 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from edgellm.kernels.layout import ROWS, State, slots
+from edgellm.kernels.layout import ROWS, State
+from edgellm.kernels.layout import Embed as Arg
 from edgellm.kernels.linear_f import BYTES
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at, make_half_lane, u8_at, u16_at, u32_as_f32
-
-# COUNT: chunks of CHUNK inputs in a row (the scale blocks of a quantised table). FACTOR is a float64.
-# POSITIONS: 1 to look up position + SHIFT, 0 for the token id.
-Arg = slots(
-    "Arg",
-    "WEIGHT TILE_STRIDE COUNT CHUNK INPUTS ZERO_SHIFT SCALE MIN CODES OUT OUT_STRIDE FACTOR POSITIONS SHIFT",
-)
 
 
 def build(target: Target, kind: str, bits: int = 0, asym: int = 0, block: int = 0) -> Callable[..., None]:

@@ -18,7 +18,7 @@ def slots(name: str, fields: str) -> Any:
     A named tuple, since Numba takes its fields as constants; len() is the record's size.
     """
     names = fields.split()
-    return namedtuple(name, names)(*range(len(names)))  # type: ignore[misc]  # noqa: PYI024
+    return namedtuple(name, names)(*range(len(names)))  # type: ignore[misc]
 
 
 # The record that describes one forward call.
@@ -26,14 +26,59 @@ def slots(name: str, fields: str) -> Any:
 #   POSITION    of the first token
 #   ALL_LOGITS  0: only the last token's are wanted
 #   IDS         address of T int64 token ids
-#   KV          address of the session's KV cache
+#   KV          address of the session's KV cache, for CONTEXT positions (a multiple of 16)
+#   SCRATCH     address of attention scratch, SCRATCH_BYTES for each thread
 #   ZERO        address of 64 zero bytes
 #   BARRIER     address of an int64 counter on its own cache line
-State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV ZERO BARRIER")
+State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV CONTEXT SCRATCH SCRATCH_BYTES ZERO BARRIER")
+
+# The argument records of the kernels. X, ACT, OUT and the like are addresses, *_STRIDE bytes from one
+# token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
+LinearQ = slots(
+    "LinearQ",
+    "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT SCALE MIN CODES "
+    "ACT ACT_STRIDE ACT_PRIVATE ACT_SCALE ACT_FSUM ACT_ISUM OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+)
+LinearF = slots(
+    "LinearF",
+    "WEIGHT TILE_STRIDE TILES INPUTS X X_STRIDE X_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+)
+Quantize = slots("Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS SCALE FSUM32 ISUM32 FSUM16 ISUM16")
+# EPS is a float64. WEIGHT is float32 (WIDTH,), BIAS too or 0.
+Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
+# out = f(x, y); FACTOR is a float64. Rows are padded to whole vectors of 16.
+Elementwise = slots(
+    "Elementwise", "X X_STRIDE X_PRIVATE Y Y_STRIDE Y_PRIVATE OUT OUT_STRIDE VECTORS FACTOR LAST_ONLY"
+)
+# TABLE: float32 (positions, 2, HALF): the cosines, then the sines, of every position.
+Rope = slots("Rope", "X X_STRIDE HEADS HEAD_DIM HALF TABLE")
+# COUNT: chunks of CHUNK inputs in a row (the scale blocks of a quantised table). FACTOR is a float64.
+# POSITIONS: 1 to look up position + SHIFT, 0 for the token id.
+Embed = slots(
+    "Embed",
+    "WEIGHT TILE_STRIDE COUNT CHUNK INPUTS ZERO_SHIFT SCALE MIN CODES OUT OUT_STRIDE FACTOR POSITIONS SHIFT",
+)
+# KV_BEFORE: bytes that one position takes in the slots before this one; regions scale with State.CONTEXT.
+Append = slots("Append", "K V K_STRIDE V_STRIDE KV_HEADS HEAD_DIM KV_BEFORE")
+# SCALE and SOFTCAP are float64; WINDOW and SOFTCAP are 0 where there is none.
+Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE HEADS KV_HEADS HEAD_DIM KV_BEFORE SCALE WINDOW SOFTCAP")
+# SOURCE: uint8 (N, K) codes; CODES: byte offset of the units in a tile.
+Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES CODES")
+# COUNT instructions at TABLE, each four int64: kernel address, its argument record, and whether all
+# threads must have finished it before the next one, for one token and for several.
+Step = slots("Step", "COUNT TABLE")
+Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY")
+
+QUERIES = 4  # queries of one head that share each read of the KV cache, in prefill
 
 
 def align(n: int, to: int = 64) -> int:
     return -(-n // to) * to
+
+
+def scratch_bytes(context: int, head_dim: int) -> int:
+    """Of one thread in attention: QUERIES rows of scores, 64 bytes for their sums, QUERIES rows of results."""
+    return QUERIES * 4 * context + 64 + QUERIES * 4 * align(head_dim, ROWS)
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP, State, slots
+from edgellm.kernels.layout import GROUP, State
+from edgellm.kernels.layout import LinearF as Arg
 from edgellm.kernels.simd.emit import I64, LANES, V16F16, V16F32, V16I16, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
 
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 UNROLL = 4  # independent sums of a lone token, to hide the latency of the multiply-add
-
-
-Arg = slots(
-    "Arg",
-    "WEIGHT TILE_STRIDE TILES INPUTS X X_STRIDE X_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
-)
 
 
 def load_weights(e: Emit, addr: Any, kind: str) -> Any:

@@ -12,22 +12,14 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP, State, slots
+from edgellm.kernels.layout import GROUP, State
+from edgellm.kernels.layout import LinearQ as Arg
 from edgellm.kernels.simd.dot4 import dot4
 from edgellm.kernels.simd.emit import I32, LANES, V16F16, V16F32, V16I32, V64I8, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
 
 PREFETCH_BYTES = 1024  # ahead in the stream of codes
-
-
-
-Arg = slots(
-    "Arg",
-    "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT SCALE MIN CODES "
-    "ACT ACT_STRIDE ACT_PRIVATE ACT_SCALE ACT_FSUM ACT_ISUM OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
-)
-
 
 
 def make_tile(target: Target, bits: int, asym: bool, block: int, tokens: int) -> Any:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from edgellm.kernels.layout import State, slots
+from edgellm.kernels.layout import Norm as Arg
+from edgellm.kernels.layout import State
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at
 
-# EPS is a float64. WEIGHT is float32 (WIDTH,), BIAS too or 0.
-Arg = slots("Arg", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
+
+FASTMATH = {"reassoc", "contract", "nsz"}  # lets the sums over a row use vectors
 
 
 def build(target: Target) -> Callable[..., None]:

@@ -9,12 +9,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import State, slots
+from edgellm.kernels.layout import Quantize as Arg
+from edgellm.kernels.layout import State
 from edgellm.kernels.simd.emit import I64, V16F32, V16I8, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
-
-Arg = slots("Arg", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS SCALE FSUM32 ISUM32 FSUM16 ISUM16")
 
 
 def make_row(target: Target) -> Any:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgellm.kernels.layout import State, slots
+from edgellm.kernels.layout import Rope as Arg
+from edgellm.kernels.layout import State
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, i64_at
-
-# TABLE: float32 (positions, 2, HALF): the cosines, then the sines, of every position.
-Arg = slots("Arg", "X X_STRIDE HEADS HEAD_DIM HALF TABLE")
 
 
 def build(target: Target, style: str) -> Callable[..., None]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgellm.kernels.layout import State, slots
+from edgellm.kernels.layout import Instruction, State
+from edgellm.kernels.layout import Step as Arg
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import atomic_add, atomic_load, call_kernel, i64_at, make_pause, yield_cpu
 
-# The record: COUNT instructions at TABLE, each four int64: kernel address, its argument record, and
-# whether all threads must have finished it before the next one, for one token and for several.
-Arg = slots("Arg", "COUNT TABLE")
-Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY")
 SPINS = 4000  # about 40 us of waiting; then another thread of the machine may have the core
 
 
 def build(target: Target) -> Callable[..., None]:
     """The kernel step."""
-    pause = make_pause(target.triple)
+    pause = make_pause(target)
 
     def step(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)

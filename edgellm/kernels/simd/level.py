@@ -55,9 +55,7 @@ def host_target(level: str | None = None) -> Target:
         features = llvm.get_host_cpu_features().flatten()
         return Target(available[-1], triple, llvm.get_host_cpu_name(), features)
     if forced not in available:
-        raise EdgeError(
-            f"EDGELLM_SIMD={forced} cannot run on this CPU; it can run: {', '.join(available)}."
-        )
+        raise EdgeError(f"EDGELLM_SIMD={forced} cannot run on this CPU; it can run: {', '.join(available)}.")
     if not triple.startswith("x86_64"):
         return Target(forced, triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     return Target(forced, triple, _FORCED_CPU[forced], "")

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 
 from edgellm.kernels.simd.emit import F32, I32, I64, PTR, V16F16, Emit
@@ -53,15 +54,17 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-def make_pause(triple: str) -> Any:
-    """Intrinsic for the CPU's spin-wait hint."""
+def make_pause(target: Target) -> Any:
+    """Intrinsic for the CPU's spin-wait hint, where it has one."""
 
     @intrinsic
     def pause(typingctx: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            void = ir.FunctionType(ir.VoidType(), [])
-            text = "pause" if triple.startswith(("x86", "i686")) else "yield"
-            builder.asm(void, text, "", [], True)
+            e = Emit(builder, target)
+            if target.triple.startswith(("x86", "i686")):
+                builder.call(e.intrinsic("llvm.x86.sse2.pause", ir.VoidType(), []), [])
+            elif target.triple.startswith("aarch64"):
+                builder.call(e.intrinsic("llvm.aarch64.hint", ir.VoidType(), [I32]), [ir.Constant(I32, 1)])
             return context.get_dummy_value()
 
         return types.void(), codegen
@@ -88,17 +91,13 @@ def call_kernel(typingctx: Any, function: Any, args: Any, state: Any, thread: An
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         fnty = ir.FunctionType(I32, [PTR, PTR, I64, I64, I64, I64])
-        fn = builder.inttoptr(values[0], PTR)
-        null = ir.Constant(PTR, None)
-        builder.call(_typed(builder, fn, fnty), [null, null, *values[1:]])
+        result = alloca_once(builder, PTR)  # Numba stores its None here
+        builder.call(
+            builder.inttoptr(values[0], fnty.as_pointer()), [result, ir.Constant(PTR, None), *values[1:]]
+        )
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64, types.int64), codegen
-
-
-def _typed(builder: Any, fn: Any, fnty: ir.FunctionType) -> Any:
-    """llvmlite's call() wants a pointer that knows its function type."""
-    return builder.bitcast(fn, fnty.as_pointer())
 
 
 def make_half_lane(target: Target) -> Any:

@@ -1,0 +1,95 @@
+"""The activations' memory, and who may touch it when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.executors.native.memory import address, reserve
+from edgellm.kernels.layout import ActLayout, align
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Rows of `stride` bytes at `address`. private: with a lone token, row i is thread i's own copy."""
+
+    key: str
+    address: int
+    width: int
+    stride: int
+    private: bool = False
+
+
+class Workspace:
+    """Named buffers of `rows` rows. Address space is reserved; pages come when rows are used."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self.nbytes = 0
+        self._memory: dict[str, np.ndarray] = {}
+        self._current: dict[str, Buffer] = {}
+
+    def __getitem__(self, name: str) -> Buffer:
+        return self._current[name]
+
+    def buffer(self, name: str, width: int, private: bool = False) -> Buffer:
+        """Buffer `name` for writing; from now on the name means it. Private and shared content never share
+        memory: another thread may still read its private copy while the next op writes."""
+        stride = align(4 * width)
+        key = f"{name}{'~' if private else ''}/{stride}"
+        buffer = Buffer(key, self._area(key, stride), width, stride, private)
+        self._current[name] = buffer
+        return buffer
+
+    def activation(self, width: int) -> Buffer:
+        """The quantised row of inputs of this width; always private."""
+        stride = ActLayout(width).stride
+        return Buffer(f"act/{width}", self._area(f"act/{width}", stride), width, stride, private=True)
+
+    def array(self, buffer: Buffer, rows: int) -> np.ndarray:
+        """(rows, width) float32 view of a buffer."""
+        memory = self._memory[buffer.key][: rows * buffer.stride]
+        return memory.view(np.float32).reshape(rows, buffer.stride // 4)[:, : buffer.width]
+
+    def _area(self, key: str, stride: int) -> int:
+        if key not in self._memory:
+            self._memory[key] = reserve(self.rows * stride + 64, huge_pages=False, what="activations")
+            self.nbytes += self.rows * stride
+        return address(self._memory[key])
+
+
+class Hazards:
+    """Finds where a barrier is needed: a buffer is read or written after another thread may have written
+    it, or written after another may have read it, with no barrier in between.
+
+    With a lone token, private buffers belong to one thread and need none; with several tokens, threads
+    share tokens in some ops and columns in others, so every buffer counts.
+    """
+
+    def __init__(self) -> None:
+        self._written: tuple[set[str], set[str]] = (set(), set())  # for one token, for many
+        self._read: tuple[set[str], set[str]] = (set(), set())
+
+    def before(self, reads: list[Buffer | str], writes: list[Buffer | str]) -> tuple[bool, bool]:
+        """Whether a barrier must precede an instruction with these accesses: (one token, many tokens)."""
+        result = []
+        for many in (0, 1):
+            r, w = ({_key(b) for b in accesses if _shared(b, bool(many))} for accesses in (reads, writes))
+            written, read = self._written[many], self._read[many]
+            barrier = bool((r | w) & written or w & read)
+            if barrier:
+                written.clear()
+                read.clear()
+            written |= w
+            read |= r
+            result.append(barrier)
+        return result[0], result[1]
+
+
+def _key(buffer: Buffer | str) -> str:
+    return buffer if isinstance(buffer, str) else buffer.key
+
+
+def _shared(buffer: Buffer | str, many: bool) -> bool:
+    return many or isinstance(buffer, str) or not buffer.private

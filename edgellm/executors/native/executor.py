@@ -1,0 +1,204 @@
+"""NativeExecutor: packs the weights, lowers the Program, and runs it with a team of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgellm.errors import EdgeError
+from edgellm.executors.base import Executor, Session
+from edgellm.executors.native.buffers import Workspace
+from edgellm.executors.native.lower import Lowering, kv_bytes_per_position, record
+from edgellm.executors.native.memory import address, aligned, reserve
+from edgellm.executors.native.team import Team, call_alone
+from edgellm.executors.native.weights import WeightStore, form_of
+from edgellm.formats.checkpoint import Checkpoint
+from edgellm.kernels.compile import load_kernels
+from edgellm.kernels.layout import GROUP, Instruction, Pack, Rope, State, Step, TileLayout, align, scratch_bytes
+from edgellm.kernels.simd.level import Target, host_target
+from edgellm.program import access, ops
+from edgellm.program.program import Program
+
+CHUNK = 256  # tokens that go through the Program at once in prefill
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+
+
+class NativeExecutor(Executor):
+    """Runs a Program on this machine's CPU.
+
+    threads: size of the team. progress(stage, done, total) reports "compiling" and "packing".
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        program: Program,
+        checkpoint: Checkpoint,
+        threads: int = 1,
+        progress: Progress | None = None,
+        target: Target | None = None,
+    ):
+        if threads < 1:
+            raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
+        self.program, self.threads = program, threads
+        self.target = target or host_target()
+        self._store = WeightStore(checkpoint, _matrices(program))
+        self._workspace = Workspace(max(align(CHUNK, GROUP), threads))
+        forms = {f"pack/bits={f.bits}" for f in _forms(program, checkpoint) if isinstance(f, TileLayout)}
+        kernels = load_kernels(
+            [*sorted(forms), "step"], self.target, lambda d, t: progress("compiling", d, t) if progress else None
+        )
+        self._team = Team(threads)
+        self._pack_kernels = kernels
+        self._store.pack(
+            self._pack_codes, threads, lambda d, t: progress("packing", d, t) if progress else None
+        )
+        self._lowered = Lowering(program, checkpoint.tensors, self._store, self._workspace).result
+        names = [i.kernel for i in self._lowered.instructions]
+        kernels = load_kernels(
+            [*names, "step"], self.target, lambda d, t: progress("compiling", d, t) if progress else None
+        )
+        self._step_kernel = kernels["step"]
+        self._table = aligned(len(Instruction) * len(names), np.int64).reshape(-1, len(Instruction))
+        for row, i in zip(self._table, self._lowered.instructions, strict=True):
+            row[:] = kernels[i.kernel], address(i.record), i.barrier_one, i.barrier_many
+        self._step = record(Step, COUNT=len(names), TABLE=address(self._table))
+        self._barrier = aligned(16, np.int64)
+        self._zero = aligned(16, np.float32)
+        self._rope_tables: list[np.ndarray] = []
+        self._rope_filled = 0
+
+    @property
+    def simd(self) -> str:
+        return self.target.level
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._store.nbytes
+
+    def new_session(self, context: int) -> NativeSession:
+        self._reserve_rope(context)
+        return NativeSession(self, context)
+
+    def close(self) -> None:
+        self._team.close()
+
+    def describe(self) -> dict[str, str]:
+        """Weight name -> layout and instruction set of the kernel that runs it."""
+        described = {}
+        for weight in _matrices(self.program):
+            form = self._store[weight].form
+            described[str(weight)] = describe_form(form, self.target)
+        return described
+
+    # -- used by sessions --------------------------------------------------------------------------
+
+    def run(self, state: np.ndarray, last_position: int) -> None:
+        self._fill_rope(last_position)
+        state[State.ZERO], state[State.BARRIER] = address(self._zero), address(self._barrier)
+        self._team.run(self._step_kernel, address(self._step), address(state))
+
+    def logits(self, rows: int) -> np.ndarray:
+        """(rows, vocab) view of the results of the last run."""
+        assert self._lowered.logits is not None
+        return self._workspace.array(self._lowered.logits, rows)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _pack_codes(self, codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
+        codes = np.ascontiguousarray(codes)
+        fields = {"SOURCE": address(codes), "N": codes.shape[0], "K": codes.shape[1], "WEIGHT": to}
+        args = record(Pack, **fields, TILE_STRIDE=form.stride, TILES=tiles, CODES=form.codes)
+        call_alone(self._pack_kernels[f"pack/bits={form.bits}"], address(args))
+
+    def _reserve_rope(self, context: int) -> None:
+        """Tables of cosines and sines for `context` positions; they are filled as positions come up."""
+        if self._rope_tables and len(self._rope_tables[0]) >= context:
+            return
+        self._rope_tables = []
+        self._rope_filled = 0
+        for op, args in self._lowered.ropes:
+            half = len(op.inv_freq)
+            memory = reserve(context * 8 * half, huge_pages=False, what="the rotary embedding table")
+            self._rope_tables.append(memory.view(np.float32).reshape(context, 2, half))
+            args[Rope.TABLE] = address(memory)
+
+    def _fill_rope(self, last_position: int) -> None:
+        if last_position < self._rope_filled or not self._rope_tables:
+            return
+        first = self._rope_filled
+        end = min(max(2 * first, last_position + 1, 512), len(self._rope_tables[0]))
+        for (op, _), table in zip(self._lowered.ropes, self._rope_tables, strict=True):
+            angles = np.arange(first, end, dtype=np.float64)[:, None] * op.inv_freq.astype(np.float64)
+            table[first:end, 0] = np.cos(angles) * op.magnitude
+            table[first:end, 1] = np.sin(angles) * op.magnitude
+        self._rope_filled = end
+
+
+class NativeSession(Session):
+    """One sequence of the native executor, its KV cache a virtual reservation for the whole context."""
+
+    def __init__(self, executor: NativeExecutor, context: int):
+        super().__init__(context, executor.program.vocab_size)
+        self._executor = executor
+        padded = align(context, 16)
+        self._per_position = kv_bytes_per_position(executor.program)
+        self._cache = reserve(padded * self._per_position + 64, huge_pages=False, what="the KV cache")
+        head_dim = max((slot.head_dim for slot in executor.program.kv_slots), default=16)
+        each = align(scratch_bytes(padded, head_dim))
+        self._scratch = reserve(each * executor.threads, huge_pages=False, what="attention scores")
+        self._state = record(
+            State, KV=address(self._cache), CONTEXT=padded, SCRATCH=address(self._scratch), SCRATCH_BYTES=each
+        )
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the cache that hold positions consumed so far."""
+        return self.position * self._per_position
+
+    def _forward(self, tokens: np.ndarray, all_logits: bool) -> np.ndarray:
+        results = []
+        for first in range(0, len(tokens), CHUNK):
+            ids = np.ascontiguousarray(tokens[first : first + CHUNK])
+            position = self.position + first
+            self._state[State.TOKENS], self._state[State.POSITION] = len(ids), position
+            self._state[State.ALL_LOGITS], self._state[State.IDS] = int(all_logits), address(ids)
+            self._executor.run(self._state, position + len(ids) - 1)
+            if all_logits:
+                results.append(self._executor.logits(len(ids)).copy())
+        return np.concatenate(results) if all_logits else self._executor.logits(1)[0].copy()
+
+
+def _matrices(program: Program) -> list[ops.Weight]:
+    """The weights of all linears and embedding tables, in order of use, each once."""
+    found: list[ops.Weight] = []
+    for op in program.ops:
+        for name, weight in access.weights(op).items():
+            if name in ("table", "gate", "up", "down") or (
+                name == "weight" and isinstance(op, (ops.Linear, ops.Logits))
+            ):
+                found.append(weight)
+    return list(dict.fromkeys(found))
+
+
+def _forms(program: Program, checkpoint: Checkpoint) -> list[TileLayout | str]:
+    tensors = (checkpoint.tensors[w.name] for w in _matrices(program))
+    return [form_of(t.type, t.shape[-1]) for t in tensors]
+
+
+def describe_form(form: TileLayout | str, target: Target) -> str:
+    """One phrase for `inspect`."""
+    if isinstance(form, TileLayout):
+        zero = "asymmetric" if form.asym else "symmetric"
+        return f"tile16x4 {form.bits}-bit {zero}, blocks of {form.block}, int8 dot products ({target.level})"
+    return f"tile16 {form}, float32 sums ({target.level})"
+
+
+def describe_types(types: dict[str, tuple[str, int]], target: Target) -> dict[str, str]:
+    """As NativeExecutor.describe, from name -> (tensor type, inputs) alone, without loading anything."""
+    return {name: describe_form(form_of(kind, k), target) for name, (kind, k) in types.items()}
+
+

@@ -1,0 +1,303 @@
+"""Lowers a Program to a flat list of native instructions: kernels with their argument records.
+
+Three things happen on the way. A Linear or Ffn whose result is only added to another buffer adds it
+itself. An input of quantised weights is quantised once, right before its first use. And a barrier is
+set only between instructions that touch the same data from different threads.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgellm.executors.native.buffers import Buffer, Hazards, Workspace
+from edgellm.executors.native.memory import address, aligned
+from edgellm.executors.native.weights import Packed, WeightStore, kernel_form
+from edgellm.formats.tensor import Tensor
+from edgellm.kernels import layout
+from edgellm.kernels.layout import ActLayout, TileLayout, align
+from edgellm.program import ops
+from edgellm.program.program import Program
+
+EMBED_CHUNK = 256  # inputs of a float embedding row that one thread copies at a time
+
+
+@dataclass
+class Instruction:
+    """One kernel call. The record's fields are by name, see the kernel's slots."""
+
+    kernel: str
+    record: np.ndarray
+    barrier_one: bool = False
+    barrier_many: bool = False
+
+
+@dataclass
+class Lowered:
+    """What the executor needs to run: instructions, and what they point at."""
+
+    instructions: list[Instruction] = field(default_factory=list)
+    ropes: list[tuple[ops.Rope, np.ndarray]] = field(default_factory=list)  # records to point at a table
+    constants: list[np.ndarray] = field(default_factory=list)
+    logits: Buffer | None = None
+
+
+def kv_bytes_per_position(program: Program) -> int:
+    """float16 keys and values of all slots, head dimensions padded to 16."""
+    return sum(4 * slot.kv_heads * align(slot.head_dim, 16) for slot in program.kv_slots)
+
+
+def record(slots: tuple, **values: int | float) -> np.ndarray:
+    """An int64 record from named slots; a float is stored with the bits of a float64."""
+    data = np.zeros(len(slots), np.int64)
+    for name, value in values.items():
+        if isinstance(value, float):
+            value = struct.unpack("<q", struct.pack("<d", value))[0]
+        data[getattr(slots, name)] = value
+    return data
+
+
+def fused_adds(program_ops: list[ops.Op]) -> dict[int, str]:
+    """Index of a Linear or Ffn -> buffer that it can add its result to, making the next op superfluous."""
+    fused = {}
+    for i, (op, following) in enumerate(zip(program_ops, program_ops[1:], strict=False)):
+        if not isinstance(op, (ops.Linear, ops.Ffn)) or not isinstance(following, ops.Add):
+            continue
+        target = following.out
+        if {following.x, following.y} == {op.out, target} and op.out != target and op.x != target:
+            if not _read_again(program_ops[i + 2 :], op.out):
+                fused[i] = target
+    return fused
+
+
+def _read_again(rest: list[ops.Op], name: str) -> bool:
+    """Whether the buffer's present content is used by a later op."""
+    from edgellm.program.access import reads, writes
+
+    for op in rest:
+        if name in reads(op):
+            return True
+        if name in writes(op):
+            return False
+    return False
+
+
+class Lowering:
+    """Walks a Program once; `result` is what came of it."""
+
+    def __init__(
+        self, program: Program, tensors: Mapping[str, Tensor], store: WeightStore, workspace: Workspace
+    ):
+        self.result = Lowered()
+        self._tensors, self._store, self._space = tensors, store, workspace
+        self._hazards = Hazards()
+        self._quantized: dict[int, str] = {}  # width -> buffer whose content the activation row holds
+        self._kv_before = [0]
+        for slot in program.kv_slots:
+            self._kv_before.append(self._kv_before[-1] + 4 * slot.kv_heads * align(slot.head_dim, 16))
+        adds = fused_adds(program.ops)
+        skip = {i + 1 for i in adds}
+        handlers: dict[type, Callable] = {
+            ops.Embed: self._embed, ops.Norm: self._norm, ops.Rope: self._rope, ops.KvAppend: self._append,
+            ops.Attend: self._attend, ops.Add: self._add, ops.Scale: self._scale, ops.Softcap: self._softcap,
+            ops.Logits: self._logits,
+        }  # fmt: skip
+        for i, op in enumerate(program.ops):
+            if i in skip:
+                continue
+            if isinstance(op, ops.Linear):
+                self._linear(op.x, op.out, op.weight, op.bias, adds.get(i))
+            elif isinstance(op, ops.Ffn):
+                self._ffn(op, adds.get(i))
+            else:
+                handlers[type(op)](op)
+        self.result.instructions[-1].barrier_one = self.result.instructions[-1].barrier_many = True
+        self.result.logits = self._space.buffer("logits", program.vocab_size)
+
+    # -- ops ---------------------------------------------------------------------------------------
+
+    def _embed(self, op: ops.Embed) -> None:
+        packed = self._store[op.table]
+        out = self._write(op.out, packed.k)
+        fields: dict[str, int | float] = {"FACTOR": float(op.scale), **_packed_sections(packed)}
+        if isinstance(packed.form, TileLayout):
+            kernel = f"embed/kind=q,{kernel_form(packed.form)}"
+            fields |= {"COUNT": packed.form.blocks}
+        else:
+            kernel = f"embed/{kernel_form(packed.form)}"
+            fields |= {"COUNT": -(-packed.k // EMBED_CHUNK), "CHUNK": EMBED_CHUNK, "INPUTS": packed.k}
+        positions = int(op.index == "position")
+        fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "POSITIONS": positions, "SHIFT": op.offset}
+        self._emit(kernel, "Embed", reads=[], writes=[out], **fields)
+
+    def _norm(self, op: ops.Norm) -> None:
+        x = self._space[op.x]
+        groups = x.width // op.width
+        private = groups == 1
+        out = self._write(op.out, x.width, private)
+        weight = self._vector(op.weight, op.width, 1.0, op.weight_offset)
+        bias = 0 if op.bias is None else self._vector(op.bias, op.width, 0.0)
+        self._emit(
+            "norm", "Norm", reads=[x], writes=[out], X=x.address, X_STRIDE=x.stride,
+            X_PRIVATE=int(x.private), OUT=out.address, OUT_STRIDE=out.stride, OUT_PRIVATE=int(private),
+            GROUPS=groups, WIDTH=op.width, EPS=float(op.eps), WEIGHT=weight, BIAS=bias,
+            LAYER=int(op.kind == "layer"),
+        )  # fmt: skip
+
+    def _linear(
+        self, x_name: str, out_name: str, weight: ops.Weight, bias: ops.Weight | None,
+        add_to: str | None = None, last_only: bool = False,
+    ) -> None:  # fmt: skip
+        packed, x = self._store[weight], self._space[x_name]
+        fields: dict[str, int | float] = {
+            "WEIGHT": packed.address, "TILE_STRIDE": packed.stride, "TILES": packed.tiles,
+            "BIAS": 0 if bias is None else self._vector(bias, packed.n, 0.0), "LAST_ONLY": int(last_only),
+        }  # fmt: skip
+        if isinstance(packed.form, TileLayout):
+            source = self._quantize(x, x_name)
+            act = ActLayout(packed.k)
+            wide = packed.form.block == 32
+            fields |= _packed_sections(packed) | {
+                "BLOCKS": packed.form.blocks, "ACT": source.address, "ACT_STRIDE": act.stride,
+                "ACT_PRIVATE": int(source.private), "ACT_SCALE": act.scale,
+                "ACT_FSUM": act.fsum32 if wide else act.fsum16, "ACT_ISUM": act.isum32 if wide else act.isum16,
+            }  # fmt: skip
+            kernel, slots = f"linear_q/{kernel_form(packed.form)}", "LinearQ"
+        else:
+            source = x
+            fields |= {"X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private), "INPUTS": packed.k}
+            kernel, slots = f"linear_f/{kernel_form(packed.form)}", "LinearF"
+        reads = [source]
+        if add_to is None:
+            out = self._write(out_name, packed.n)
+        else:
+            out = self._write(add_to, packed.n)
+            reads.append(out)
+        fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(add_to is not None)}
+        self._emit(kernel, slots, reads=reads, writes=[out], **fields)
+
+    def _ffn(self, op: ops.Ffn, add_to: str | None) -> None:
+        self._linear(op.x, "ffn.up", op.up, op.up_bias)
+        if op.gate is not None:
+            self._linear(op.x, "ffn.gate", op.gate, None)
+            self._elementwise(f"gated_{op.activation}", "ffn.gate", "ffn.up", "ffn.act")
+        else:
+            self._elementwise(op.activation, "ffn.up", None, "ffn.act")
+        hidden = "ffn.act"
+        if op.sub_norm is not None:
+            self._norm(
+                ops.Norm(x=hidden, out="ffn.norm", width=op.neurons, eps=op.sub_norm_eps, weight=op.sub_norm)
+            )
+            hidden = "ffn.norm"
+        self._linear(hidden, op.out, op.down, op.down_bias, add_to)
+
+    def _rope(self, op: ops.Rope) -> None:
+        x = self._write(op.x, self._space[op.x].width)
+        self._emit(
+            f"rope/style={op.style}", "Rope", reads=[x], writes=[x], X=x.address, X_STRIDE=x.stride,
+            HEADS=op.heads, HEAD_DIM=op.head_dim, HALF=len(op.inv_freq),
+        )  # fmt: skip
+        self.result.ropes.append((op, self.result.instructions[-1].record))
+
+    def _append(self, op: ops.KvAppend) -> None:
+        k, v = self._space[op.k], self._space[op.v]
+        self._emit(
+            "attention/part=append", "Append", reads=[k, v], writes=[f"kv{op.slot}"],
+            K=k.address, V=v.address, K_STRIDE=k.stride, V_STRIDE=v.stride, KV_HEADS=op.kv_heads,
+            HEAD_DIM=op.head_dim, KV_BEFORE=self._kv_before[op.slot],
+        )  # fmt: skip
+
+    def _attend(self, op: ops.Attend) -> None:
+        q = self._space[op.q]
+        out = self._write(op.out, op.heads * op.head_dim)
+        self._emit(
+            "attention/part=attend", "Attend", reads=[q, f"kv{op.slot}"], writes=[out],
+            Q=q.address, Q_STRIDE=q.stride, OUT=out.address, OUT_STRIDE=out.stride, HEADS=op.heads,
+            KV_HEADS=op.kv_heads, HEAD_DIM=op.head_dim, KV_BEFORE=self._kv_before[op.slot],
+            SCALE=float(op.scale), WINDOW=op.window or 0, SOFTCAP=float(op.softcap or 0.0),
+        )  # fmt: skip
+
+    def _add(self, op: ops.Add) -> None:
+        self._elementwise("add", op.x, op.y, op.out)
+
+    def _scale(self, op: ops.Scale) -> None:
+        self._elementwise("scale", op.x, None, op.out, op.factor)
+
+    def _softcap(self, op: ops.Softcap) -> None:
+        self._elementwise("softcap", op.x, None, op.out, op.cap)
+
+    def _logits(self, op: ops.Logits) -> None:
+        self._linear(op.x, op.out, op.weight, op.bias, last_only=True)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _elementwise(
+        self, function: str, x_name: str, y_name: str | None, out_name: str, factor: float = 0.0
+    ) -> None:
+        x = self._space[x_name]
+        y = self._space[y_name] if y_name else None
+        out = self._write(out_name, x.width)
+        fields = {"X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private), "FACTOR": float(factor)}
+        if y is not None:
+            fields |= {"Y": y.address, "Y_STRIDE": y.stride, "Y_PRIVATE": int(y.private)}
+        self._emit(
+            f"elementwise/function={function}", "Elementwise", reads=[b for b in (x, y) if b], writes=[out],
+            OUT=out.address, OUT_STRIDE=out.stride, VECTORS=-(-x.width // 16),
+            LAST_ONLY=int(out_name == "logits"), **fields,
+        )  # fmt: skip
+
+    def _quantize(self, x: Buffer, name: str) -> Buffer:
+        """The activation row that holds x, made now unless it was made before and x has not changed."""
+        act = self._space.activation(x.width)
+        if self._quantized.get(x.width) != name:
+            shape = ActLayout(x.width)
+            self._emit(
+                "quantize", "Quantize", reads=[x], writes=[act], X=x.address, X_STRIDE=x.stride,
+                X_PRIVATE=int(x.private), ACT=act.address, ACT_STRIDE=shape.stride, BLOCKS=shape.blocks,
+                SCALE=shape.scale, FSUM32=shape.fsum32, ISUM32=shape.isum32, FSUM16=shape.fsum16,
+                ISUM16=shape.isum16,
+            )  # fmt: skip
+            self._quantized[x.width] = name
+        return act
+
+    def _write(self, name: str, width: int, private: bool = False) -> Buffer:
+        """The buffer `name` about to get new content."""
+        for k, held in list(self._quantized.items()):
+            if held == name:
+                del self._quantized[k]
+        return self._space.buffer(name, width, private)
+
+    def _vector(self, weight: ops.Weight | None, width: int, default: float, offset: float = 0.0) -> int:
+        """Address of a float32 vector, padded to whole tiles."""
+        data = aligned(align(width, 16), np.float32)
+        if weight is None:
+            data[:width] = default
+        else:
+            rows = slice(*weight.rows) if weight.rows else None
+            data[:width] = self._tensors[weight.name].dequantize(rows).reshape(-1) + np.float32(offset)
+        self.result.constants.append(data)
+        return address(data)
+
+    def _emit(
+        self, kernel: str, slots: str, *, reads: list[Buffer | str], writes: list[Buffer | str],
+        **fields: int | float,
+    ) -> None:  # fmt: skip
+        one, many = self._hazards.before(reads, writes)
+        if self.result.instructions:
+            last = self.result.instructions[-1]
+            last.barrier_one |= one
+            last.barrier_many |= many
+        self.result.instructions.append(Instruction(kernel, record(getattr(layout, slots), **fields)))
+
+
+def _packed_sections(packed: Packed) -> dict[str, int | float]:
+    fields: dict[str, int | float] = {"WEIGHT": packed.address, "TILE_STRIDE": packed.stride}
+    if isinstance(packed.form, TileLayout):
+        fields |= {
+            "ZERO_SHIFT": packed.zero_shift, "SCALE": packed.form.scale, "MIN": packed.form.minimum,
+            "CODES": packed.form.codes,
+        }  # fmt: skip
+    return fields

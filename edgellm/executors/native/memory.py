@@ -1,0 +1,37 @@
+"""Memory that kernels address by number: aligned arrays, huge-page arenas, virtual reservations."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+from edgellm.errors import EdgeError
+
+HUGE_PAGE = 2 << 20
+
+
+def aligned(count: int, dtype: type | np.dtype, alignment: int = 64) -> np.ndarray:
+    """A zeroed array whose data starts at a multiple of `alignment` bytes."""
+    itemsize = np.dtype(dtype).itemsize
+    raw = np.zeros(count * itemsize + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + count * itemsize].view(dtype)
+
+
+def reserve(nbytes: int, huge_pages: bool, what: str) -> np.ndarray:
+    """`nbytes` of zeroed address space as uint8, 2 MiB aligned; the system finds pages when they are
+    first touched. Raises EdgeError when even the address space is refused."""
+    try:
+        area = mmap.mmap(-1, nbytes + HUGE_PAGE)
+    except (OSError, OverflowError, ValueError) as error:
+        raise EdgeError(f"No memory for {what}: {nbytes / 2**20:.0f} MiB were refused ({error}).") from None
+    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+        area.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(area, np.uint8)
+    start = -raw.ctypes.data % HUGE_PAGE
+    return raw[start : start + nbytes]
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.ctypes.data)

@@ -1,0 +1,159 @@
+"""Packs a checkpoint's weights into the kernels' layout, once, when a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.errors import EdgeError
+from edgellm.executors.native.codes import QUANTIZED_TYPES, Codes, code_form, decode_codes
+from edgellm.executors.native.memory import address, reserve
+from edgellm.formats.checkpoint import Checkpoint
+from edgellm.kernels.layout import ROWS, TileLayout, align
+from edgellm.program.ops import Weight
+
+FLOAT_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+PackCodes = Callable[[np.ndarray, int, TileLayout, int], None]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed weight of n rows and k inputs. form: a TileLayout, or the name of a float type."""
+
+    address: int
+    n: int
+    k: int
+    form: TileLayout | str
+    zero_shift: int
+    nbytes: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.n // ROWS)
+
+    @property
+    def stride(self) -> int:
+        return tile_stride(self.form, self.k)
+
+
+def tile_stride(form: TileLayout | str, k: int) -> int:
+    return form.stride if isinstance(form, TileLayout) else align(k * ROWS * _FLOAT_BYTES[form])
+
+
+def form_of(type_name: str, k: int) -> TileLayout | str:
+    """The layout that a tensor type is packed into. Raises EdgeError for a type without one."""
+    if type_name in FLOAT_KINDS:
+        return FLOAT_KINDS[type_name]
+    if type_name in QUANTIZED_TYPES:
+        bits, asym, block = code_form(type_name)
+        return TileLayout(k, bits, asym, block)
+    raise EdgeError(f"Tensor type {type_name} cannot be run by the native executor.")
+
+
+def kernel_form(form: TileLayout | str) -> str:
+    """Parameters of the kernel for a form: "kind=f16" or "bits=4,asym=1,block=32"."""
+    if isinstance(form, TileLayout):
+        return f"bits={form.bits},asym={int(form.asym)},block={form.block}"
+    return f"kind={form}"
+
+
+class WeightStore:
+    """All linear and embedding weights in one arena of huge pages."""
+
+    def __init__(self, checkpoint: Checkpoint, weights: Iterable[Weight]):
+        self._checkpoint = checkpoint
+        self._packed: dict[Weight, Packed] = {}
+        plan: list[tuple[Weight, int, TileLayout | str, int]] = []
+        total = 0
+        for weight in dict.fromkeys(weights):
+            tensor = checkpoint.tensors[weight.name]
+            if len(tensor.shape) != 2:
+                raise EdgeError(f"{checkpoint.path}: tensor {weight.name} must have two dimensions.")
+            n = tensor.shape[0] if weight.rows is None else weight.rows[1] - weight.rows[0]
+            form = form_of(tensor.type, tensor.shape[1])
+            plan.append((weight, n, form, total))
+            total += align(-(-n // ROWS) * tile_stride(form, tensor.shape[1]))
+        # Kernels prefetch a little beyond the last tile.
+        self._arena = reserve(total + 4096, huge_pages=True, what="the packed weights")
+        self._plan = plan
+        self.nbytes = total
+
+    def pack(
+        self, pack_codes: PackCodes, threads: int, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Fill the arena. progress(bytes done, bytes in all)."""
+        done = 0
+        with ThreadPoolExecutor(threads) as pool:
+            for packed_bytes in pool.map(lambda item: self._pack_one(*item, pack_codes), self._plan):
+                done += packed_bytes
+                if progress:
+                    progress(done, self.nbytes)
+
+    def __getitem__(self, weight: Weight) -> Packed:
+        return self._packed[weight]
+
+    def _pack_one(
+        self, weight: Weight, n: int, form: TileLayout | str, offset: int, pack_codes: PackCodes
+    ) -> int:
+        tensor = self._checkpoint.tensors[weight.name]
+        k = tensor.shape[1]
+        stride = tile_stride(form, k)
+        tiles = -(-n // ROWS)
+        area = self._arena[offset : offset + tiles * stride].reshape(tiles, stride)
+        rows = slice(*weight.rows) if weight.rows else slice(None)
+        shift = 0
+        if isinstance(form, TileLayout):
+            codes = decode_codes(tensor.data[rows], tensor.type)
+            _store_scales(codes, form, area)
+            pack_codes(codes.q, address(area), form, tiles)
+            shift = codes.zero_shift
+        else:
+            item = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}[form]
+            values = np.ascontiguousarray(tensor.data[rows]).view(item)
+            _store_floats(values, area, item)
+        self._packed[weight] = Packed(address(area), n, k, form, shift, tiles * stride)
+        return tiles * stride
+
+
+def _by_tile(values: np.ndarray, tiles: int) -> np.ndarray:
+    """(n, columns) to (tiles, columns, 16), rows beyond n zero."""
+    n, columns = values.shape
+    if n < tiles * ROWS:
+        values = np.concatenate([values, np.zeros((tiles * ROWS - n, columns), values.dtype)])
+    return values.reshape(tiles, ROWS, columns).transpose(0, 2, 1)
+
+
+def _store_floats(values: np.ndarray, area: np.ndarray, item: type) -> None:
+    n, k = values.shape
+    width = np.dtype(item).itemsize
+    out = np.ndarray(
+        (area.shape[0], k, ROWS), item, area.data, strides=(area.strides[0], ROWS * width, width)
+    )
+    out[...] = _by_tile(values, area.shape[0])
+
+
+def _store_scales(codes: Codes, form: TileLayout, area: np.ndarray) -> None:
+    """Scales as float16. Those that a K-quant computes in float32 are taken relative to the row's largest,
+    which keeps them clear of float16's subnormal range: the rounding is at most 2^-11."""
+    tiles, blocks = area.shape[0], form.blocks
+    row = np.ones((len(codes.scale), 1), np.float32)
+    if not codes.exact_half:
+        row = np.abs(codes.scale).max(axis=1, keepdims=True)
+        if codes.minimum is not None:
+            row = np.maximum(row, np.abs(codes.minimum).max(axis=1, keepdims=True))
+        row[row == 0] = 1
+
+    def section(offset: int, columns: int, dtype: type) -> np.ndarray:
+        width = np.dtype(dtype).itemsize
+        strides = (area.strides[0], ROWS * width, width)
+        return np.ndarray((tiles, columns, ROWS), dtype, area.data, offset=offset, strides=strides)
+
+    section(0, 1, np.float32)[...] = _by_tile(row, tiles)
+    section(form.scale, blocks, np.float16)[...] = _by_tile((codes.scale / row).astype(np.float16), tiles)
+    if codes.minimum is not None:
+        low = (codes.minimum / row).astype(np.float16)
+        section(form.minimum, blocks, np.float16)[...] = _by_tile(low, tiles)
