@@ -20,8 +20,6 @@ _FICLONE = 0x40049409  # linux/fs.h: share all blocks of one file with another
 
 def fetch_local(source: LocalSource, target: Path, expected: Expected, show: bool) -> Fetched:
     """Copy the file or Hugging Face folder at source.path to `target`; EdgeError when it is neither."""
-    if not source.path.exists():
-        raise EdgeError(f"{source.path}: no such model file or folder.")
     if source.path.is_dir():
         return _copy_folder(source, target, show)
     refuse_split(source.path.name, source.label)

@@ -61,6 +61,8 @@ def pull(
                 f"{name} was already pulled from {record.source}; replace it with --force or choose another "
                 "name with --name."
             )
+        if isinstance(source, LocalSource) and not source.path.exists():
+            raise EdgeError(f"{source.path}: no such model file or folder.")
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         note(f"Pulling {name} from {source.label}", show)
