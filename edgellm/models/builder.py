@@ -137,16 +137,15 @@ class ModelBuilder:
             Attend("q", out, slot, c.n_heads, c.n_kv_heads, c.head_dim, scale, window, c.attention_softcap)
         )
 
-    def ffn(self, x: str, out: str, sub_norm: str | None = None) -> None:
-        """out = FFN of x: gated if the file has ffn_gate or if ffn_up holds gate and up fused."""
+    def ffn(self, x: str, out: str, gated: bool = True, sub_norm: str | None = None) -> None:
+        """out = FFN of x. A gated one has ffn_gate and ffn_up, or ffn_up with the rows of both."""
         c, n = self.config, self.config.ffn_size
         activation = cast(Activation, c.activation)
         if activation not in get_args(Activation):
             raise EdgeError(f"{self.checkpoint.path}: the activation {activation!r} is not supported.")
-        gate, up = None, self.weight("ffn_up")
-        if self._has("ffn_gate.weight"):
-            gate = self.weight("ffn_gate")
-        elif self._has("ffn_up.weight") and self.checkpoint.tensors[up.name].shape[0] == 2 * n:
+        gate, up = self.weight("ffn_gate"), self.weight("ffn_up")
+        fused = self.checkpoint.tensors.get(up.name)
+        if fused is not None and fused.shape[0] == 2 * n:
             gate, up = self.weight("ffn_up", (0, n)), self.weight("ffn_up", (n, 2 * n))
         self._add(
             Ffn(
@@ -156,7 +155,7 @@ class ModelBuilder:
                 self.weight("ffn_down"),
                 neurons=n,
                 activation=activation,
-                gate=gate,
+                gate=gate if gated else None,
                 up_bias=self.optional("ffn_up.bias"),
                 down_bias=self.optional("ffn_down.bias"),
                 sub_norm=self.weight(sub_norm) if sub_norm else None,

@@ -31,10 +31,10 @@ def build(checkpoint: Checkpoint, context: int) -> Program:
         m.add("x", "o")
         if not norm_before:
             m.layer_norm("x", "x", "attn_norm")
-            m.ffn("x", "f")
+            m.ffn("x", "f", gated=False)
         else:
             m.layer_norm("x", "h", "ffn_norm")
-            m.ffn("h", "f")
+            m.ffn("h", "f", gated=False)
         m.add("x", "f")
         if not norm_before:
             m.layer_norm("x", "x", "ffn_norm")

@@ -46,7 +46,8 @@ def rope_table(checkpoint: Checkpoint, context: int) -> RopeTable:
             f"{checkpoint.path}: the RoPE scaling {rule!r} is not supported; known are {', '.join(_RULES)}."
         )
     try:
-        inv_freq, magnitude = _RULES[rule](base, dims, scaling, context)
+        with np.errstate(divide="raise", invalid="raise"):
+            inv_freq, magnitude = _RULES[rule](base, dims, scaling, context)
     except KeyError as missing:
         raise EdgeError(f"{checkpoint.path}: the RoPE scaling {rule!r} lacks the number {missing}.") from None
     except (TypeError, ValueError, ArithmeticError):
@@ -83,7 +84,12 @@ def _factors(checkpoint: Checkpoint, name: str, dims: int) -> np.ndarray:
             f"{checkpoint.path}: the tensor {name} has a shape that disagrees with the metadata: "
             f"{tensor.shape} instead of {(dims // 2,)}."
         )
-    return tensor.dequantize().reshape(-1).astype(np.float64)
+    values = tensor.dequantize().reshape(-1).astype(np.float64)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise EdgeError(
+            f"{checkpoint.path}: the tensor {name} holds a divisor that is not a positive number."
+        )
+    return values
 
 
 Scaling = dict[str, Any]

@@ -288,7 +288,7 @@ def write_ropes(root: Path) -> None:
         rule = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]]
         inv_freq, magnitude = rule(config, device="cpu")
         arrays[name] = np.append(inv_freq.numpy(), np.float32(magnitude))
-    np.savez(root / "rope.npz", **arrays)
+    np.savez(root / "rope.npz", allow_pickle=False, **arrays)
     (root / "rope.json").write_text(json.dumps(ROPES, indent=2) + "\n")
 
 
