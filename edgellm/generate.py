@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,11 +73,14 @@ class TokenHistory:
         """The ids that the session's KV cache holds, also after an interrupted call."""
         return self._tokens[: self.session.position]
 
-    def prefill(self, prompt: Sequence[int]) -> tuple[np.ndarray, int]:
+    def prefill(
+        self, prompt: Sequence[int], cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[np.ndarray | None, int]:
         """Logits (vocab,) float32 after `prompt`, and how many of its tokens had to be run.
 
-        Keeps the longest common prefix of the session and the prompt. Raises EdgeError for an empty
-        prompt and for one that is longer than the context.
+        Keeps the longest common prefix of the session and the prompt. cancelled is asked every
+        PREFILL_TOKENS tokens; the logits are None when it said yes. Raises EdgeError for an empty prompt
+        and for one that is longer than the context.
         """
         if not prompt:
             raise EdgeError("The prompt is empty: give at least one token.")
@@ -91,6 +94,8 @@ class TokenHistory:
         self.session.rewind(kept)
         self._tokens = list(prompt)
         for start in range(kept, len(prompt), PREFILL_TOKENS):
+            if cancelled():
+                return None, start - kept
             logits = self.session.prefill(prompt[start : start + PREFILL_TOKENS])
         return logits, len(prompt) - kept
 
@@ -129,6 +134,7 @@ class Run:
         self.history = history
         self.prompt = list(prompt)
         self.tokens: list[int] = []  # generated so far, without the end token
+        self.cancelled = False  # set it to end the run before the next token, without a stop reason
         self._sampler = sampler
         self._max_tokens = max_tokens
         self._decoder = StreamDecoder(tokenizer, continuation=continuation)
@@ -139,11 +145,11 @@ class Run:
 
     def __iter__(self) -> Iterator[Event]:
         self._started_ns = time.perf_counter_ns()
-        logits, self._prefilled = self.history.prefill(self.prompt)
+        logits, self._prefilled = self.history.prefill(self.prompt, lambda: self.cancelled)
         self._prefilled_ns = time.perf_counter_ns()
         for token in self.prompt:
             self._sampler.accept(token)
-        while True:
+        while logits is not None and not self.cancelled:
             token = self._sampler.sample(logits)
             now = time.perf_counter_ns()
             self._first_ns = self._first_ns or now
@@ -202,7 +208,7 @@ class Run:
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Number of tokens with which both begin."""
-    for i, (x, y) in enumerate(zip(a, b)):
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i
     return min(len(a), len(b))

@@ -47,7 +47,11 @@ def chunk_count(tokens: Sequence[int] | np.ndarray, n_ctx: int) -> int:
 
 
 def estimates(
-    session: Session, tokens: Sequence[int] | np.ndarray, n_ctx: int, bos: int | None, chunks: int | None = None
+    session: Session,
+    tokens: Sequence[int] | np.ndarray,
+    n_ctx: int,
+    bos: int | None,
+    chunks: int | None = None,
 ) -> Iterator[Estimate]:
     """Yield the running estimate after each chunk; the last one is the result.
 

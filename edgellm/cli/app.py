@@ -96,9 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        code = command_group().main(
-            args=arguments or ["--help"], prog_name="edgellm", standalone_mode=False
-        )
+        code = command_group().main(args=arguments or ["--help"], prog_name="edgellm", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ClickException as error:

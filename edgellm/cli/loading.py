@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli.output import note
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -15,10 +14,38 @@ if TYPE_CHECKING:
 def load_model(
     name: str | None, *, executor: str, threads: int | None = None, context: int | None = None
 ) -> Model:
-    """edgellm.load for the command line; what the executor compiles is told on standard error."""
+    """edgellm.load for the command line; what takes long is told on standard error."""
     from edgellm.model import load
 
-    return load(name, executor=executor, threads=threads, context=context, progress=note)
+    progress = LoadProgress()
+    try:
+        return load(name, executor=executor, threads=threads, context=context, progress=progress)
+    finally:
+        progress.clear()
+
+
+class LoadProgress:
+    """Told what the executor is at: one line that is rewritten on a terminal, one note elsewhere.
+
+    Packing takes a moment each time and is shown on a terminal only; compiling happens once per machine.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._told = False
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._terminal:
+            print(f"\r\x1b[K{stage} {done}/{total}", end="", file=sys.stderr, flush=True)
+            self._told = True
+        elif stage == "compiling" and not self._told:
+            print(f"compiling {total} kernels for this machine, once", file=sys.stderr, flush=True)
+            self._told = True
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._terminal and self._told:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def model_label(name: str | None) -> str:
@@ -49,7 +76,7 @@ def sampling(
     presence_penalty: float,
     logit_bias: list[str] | None,
 ) -> dict[str, Any]:
-    """The options of the command line as arguments of SamplingParams; a seed is drawn where none was given."""
+    """The command line's options as arguments of SamplingParams; a seed is drawn where none was given."""
     import secrets
 
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,11 +19,11 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A catalogue name, a .gguf file or a Hugging Face folder.")
 ]
 Threads = Annotated[
-    Optional[int],
+    int | None,
     typer.Option("--threads", "-t", min=1, help="Threads [default: the physical cores available]."),
 ]
 Ctx = Annotated[
-    Optional[int],
+    int | None,
     typer.Option("--ctx", "-c", min=1, help="Tokens of context [default: the model's, at most 8192]."),
 ]
 Executor = Annotated[ExecutorName, typer.Option("--executor", help="Who runs the model.")]
@@ -37,7 +37,7 @@ Temperature = Annotated[
     float, typer.Option("--temp", min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")
 ]
 Seed = Annotated[
-    Optional[int], typer.Option("--seed", "-s", min=0, help="Seed of the sampling [default: a random one].")
+    int | None, typer.Option("--seed", "-s", min=0, help="Seed of the sampling [default: a random one].")
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample among the K likeliest tokens; 0: all.")]
 TopP = Annotated[
@@ -54,11 +54,11 @@ PresencePenalty = Annotated[
     float, typer.Option("--presence-penalty", help="Subtract this from the logits of tokens seen; 0: off.")
 ]
 LogitBias = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--logit-bias", metavar="ID=BIAS", help="Add BIAS to the logit of token ID; repeatable."),
 ]
 Stop = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeatable."),
 ]
-System = Annotated[Optional[str], typer.Option("--system", help="System message of the chat template.")]
+System = Annotated[str | None, typer.Option("--system", help="System message of the chat template.")]

@@ -38,11 +38,18 @@ def quantity(count: float) -> str:
     return f"{count:.0f}"
 
 
+def printable(text: str) -> str:
+    """Text from a file, with what could steer the terminal (escape sequences) replaced by "?"."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file's text. Raises EdgeError with one sentence."""
     try:
         return path.read_bytes().decode("utf-8")  # bytes: line ends stay as they are
     except UnicodeDecodeError as error:
-        raise EdgeError(f"{path}: not UTF-8 text (byte {error.start}); re-encode it as UTF-8 first.") from None
+        raise EdgeError(
+            f"{path}: not UTF-8 text (byte {error.start}); re-encode it as UTF-8 first."
+        ) from None
     except OSError as error:
         raise EdgeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None

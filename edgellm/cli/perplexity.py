@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,7 @@ def perplexity(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A UTF-8 text.", show_default=False)],
     ctx: Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens of a chunk.")] = 512,
     chunks: Annotated[
-        Optional[int], typer.Option("--chunks", min=1, help="Score only the first so many chunks.")
+        int | None, typer.Option("--chunks", min=1, help="Score only the first so many chunks.")
     ] = None,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgellm.cli import options
+from edgellm.cli.interrupt import cancelling
 from edgellm.cli.options import ExecutorName
 from edgellm.errors import EdgeError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from edgellm.model import Model
 
 Words = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Argument(
         metavar="[MODEL] PROMPT",
         help="One: the prompt, for the default model. Two: the model and the prompt. "
@@ -30,7 +31,7 @@ Words = Annotated[
 def run(
     words: Words = None,
     model: Annotated[
-        Optional[str],
+        str | None,
         typer.Option("--model", "-m", metavar="NAME", help="The model, if not given before the prompt."),
     ] = None,
     system: options.System = None,
@@ -85,7 +86,9 @@ def run(
     with load_model(model, executor=executor.value, threads=threads, context=ctx) as loaded:
         chat = loaded.has_chat_template and not raw
         if system and not chat:
-            raise EdgeError(f"{model_label(model)} has no chat template, so --system has no place in its prompt.")
+            raise EdgeError(
+                f"{model_label(model)} has no chat template, so --system has no place in its prompt."
+            )
         tokens = prompt_tokens(loaded, prompt, system, chat)
         generating = loaded.start(tokens, max_tokens, stop=stop or (), continuation=not chat, **how)
         result = write_answer(generating, quiet=json)
@@ -104,7 +107,7 @@ def run(
 
 
 def model_and_prompt(words: list[str], model: str | None) -> tuple[str | None, str]:
-    """Tell the model from the prompt; the prompt comes from standard input for "-" and where none is given."""
+    """Tell the model from the prompt, which comes from standard input for "-" and where none is given."""
     from edgellm.cli.loading import read_standard_input
 
     if len(words) > (2 if model is None else 1):
@@ -115,7 +118,9 @@ def model_and_prompt(words: list[str], model: str | None) -> tuple[str | None, s
     if prompt is not None and model is None and prompt.endswith(".gguf") and Path(prompt).is_file():
         model, prompt = prompt, None
     if prompt is None and sys.stdin.isatty():
-        raise EdgeError(f"The prompt is missing; write edgellm run {model or ''} 'PROMPT'.".replace("  ", " "))
+        raise EdgeError(
+            f"The prompt is missing; write edgellm run {model or ''} 'PROMPT'.".replace("  ", " ")
+        )
     return model, read_standard_input() if prompt in (None, "-") else str(prompt)
 
 
@@ -129,20 +134,20 @@ def prompt_tokens(loaded: Model, prompt: str, system: str | None, chat: bool) ->
 
 def write_answer(generating: Run, quiet: bool) -> Generation:
     """Run to the end; unless `quiet`, write the text to standard output piece by piece."""
-    if quiet:
-        return generating.finish()
     text = []
     reason = None
-    try:
+    with cancelling(generating):
         for event in generating:
             reason = event.stop_reason
             if event.text:
                 text.append(event.text)
+            if event.text and not quiet:
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
-    finally:
-        if text and not text[-1].endswith("\n"):
-            sys.stdout.write("\n")
+    if not quiet and text and not text[-1].endswith("\n"):
+        sys.stdout.write("\n")
+    if generating.cancelled:
+        raise KeyboardInterrupt
     return generating.result("".join(text), reason)
 
 

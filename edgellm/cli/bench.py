@@ -1,0 +1,113 @@
+"""`edgellm bench`: how fast a model runs here, and how near that is to the memory's limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgellm.cli import options
+from edgellm.cli.options import ExecutorName
+from edgellm.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edgellm.bench import Result
+    from edgellm.model import Model
+
+
+def bench(
+    model: options.ModelArgument,
+    prompt: Annotated[
+        int, typer.Option("-p", "--prompt", min=0, help="Tokens of the prefill test; 0 leaves it out.")
+    ] = 128,
+    generate: Annotated[
+        int, typer.Option("-n", "--generate", min=0, help="Tokens of the decode test; 0 leaves it out.")
+    ] = 64,
+    depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens in the context before each test.")] = 0,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Samples of each test.")] = 5,
+    threads: options.Threads = None,
+    executor: options.Executor = ExecutorName.native,
+    json: options.Json = False,
+) -> None:
+    """Measure prefill (pp) and decode (tg) of MODEL in tokens per second, as llama-bench does.
+
+    Random tokens, after a warm-up. Achieved bandwidth is the bytes of weights that a token needs times the
+    decoded tokens per second; stream bandwidth is what the same threads read from memory doing nothing else.
+
+    \b
+    Examples:
+      edgellm bench smollm2
+      edgellm bench model.gguf -p 512 -n 128 --depth 1024 --threads 2 --json
+    """
+    from edgellm.bench import measure
+    from edgellm.cli.loading import load_model
+
+    if prompt == generate == 0:
+        raise EdgeError("There is nothing to measure: give -p or -n a number above 0.")
+    context = depth + max(prompt, generate)
+    with load_model(model, executor=executor.value, threads=threads, context=context) as loaded:
+        results, kv_bytes = measure(
+            loaded, prompt=prompt, generate=generate, depth=depth, repetitions=repetitions
+        )
+        found = report(model, loaded, results, kv_bytes)
+    if json:
+        from edgellm.cli.output import print_json
+
+        print_json(found)
+    else:
+        print_table(found)
+
+
+def report(name: str, loaded: Model, results: list[Result], kv_bytes: int | None) -> dict[str, Any]:
+    """The JSON object of the command."""
+    from edgellm.bench import peak_rss_bytes, weight_bytes_per_token
+    from edgellm.kernels.bandwidth import measure as stream_bandwidth
+
+    peak = peak_rss_bytes()  # before the bandwidth test takes memory of its own
+    per_token = weight_bytes_per_token(loaded)
+    decoded = [result.median for result in results if result.test.startswith("tg")]
+    return {
+        "model": name,
+        "executor": loaded.executor.name,
+        "simd": getattr(loaded.executor, "simd", "numpy"),
+        "threads": loaded.threads,
+        "load_s": loaded.load_s,
+        "results": [
+            {
+                "test": result.test,
+                "depth": result.depth,
+                "tokens_per_second": {"median": result.median, "samples": result.samples},
+            }
+            for result in results
+        ],
+        "memory": {
+            "peak_rss_bytes": peak,
+            "weights_bytes": getattr(loaded.executor, "weights_bytes", loaded.checkpoint.nbytes),
+            "kv_bytes": kv_bytes,
+        },
+        "bandwidth": {
+            "stream_bytes_per_second": stream_bandwidth(loaded.threads),
+            "achieved_bytes_per_second": per_token * decoded[0] if decoded else None,
+            "weights_bytes_per_token": per_token,
+        },
+    }
+
+
+def print_table(found: dict[str, Any]) -> None:
+    """The same for a person."""
+    from edgellm.cli.output import size
+
+    print(f"{found['model']}: {found['executor']} ({found['simd']}), {found['threads']} threads")
+    for result in found["results"]:
+        speed = result["tokens_per_second"]
+        depth = f" at depth {result['depth']}" if result["depth"] else ""
+        low, high = min(speed["samples"]), max(speed["samples"])
+        print(f"  {result['test'] + depth:<20} {speed['median']:10.2f} tokens/s   ({low:.2f} to {high:.2f})")
+    memory, bandwidth = found["memory"], found["bandwidth"]
+    held = "" if memory["kv_bytes"] is None else f", KV cache {size(memory['kv_bytes'])}"
+    print(f"  memory: peak {size(memory['peak_rss_bytes'])}, weights {size(memory['weights_bytes'])}{held}")
+    stream, achieved = bandwidth["stream_bytes_per_second"], bandwidth["achieved_bytes_per_second"]
+    reached = (
+        "" if achieved is None else f", decode reads {achieved / 1e9:.2f} GB/s ({achieved / stream:.0%})"
+    )
+    print(f"  bandwidth: stream {stream / 1e9:.2f} GB/s{reached}")
