@@ -37,13 +37,15 @@ State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV CONTEXT SCRATCH SCRATC
 LinearQ = slots(
     "LinearQ",
     "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT SCALE MIN CODES "
-    "ACT ACT_STRIDE ACT_PRIVATE ACT_SCALE ACT_FSUM ACT_ISUM OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+    "ACT ACT_STRIDE ACT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_ISUM OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
 )
 LinearF = slots(
     "LinearF",
     "WEIGHT TILE_STRIDE TILES INPUTS X X_STRIDE X_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
 )
-Quantize = slots("Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS SCALE FSUM32 ISUM32 FSUM16 ISUM16")
+Quantize = slots(
+    "Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS LOW SCALE FSUM32 ISUM32 FSUM16 ISUM16"
+)
 # EPS is a float64. WEIGHT is float32 (WIDTH,), BIAS too or 0.
 Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
 # out = f(x, y); FACTOR is a float64. Rows are padded to whole vectors of 16.
@@ -85,7 +87,9 @@ def scratch_bytes(context: int, head_dim: int) -> int:
 class ActLayout:
     """One quantised activation row of k values, in bytes.
 
-    int8 q[k]; float32 scale[k/32]; float32 scale * sum(q) and int32 sum(q), for blocks of 32 and of 16.
+    x = scale * (256 * high + low), scale = max |x| / 32512 over blocks of 32: int8 high[k]; int8 low[k];
+    float32 scale[k/32]; float32 scale * sum and int32 sum of the integers, for blocks of 32 and of 16.
+    With one plane x = scale * high, scale = max |x| / 127.
     """
 
     k: int
@@ -95,8 +99,12 @@ class ActLayout:
         return -(-self.k // ACT_BLOCK)
 
     @property
-    def scale(self) -> int:
+    def low(self) -> int:
         return align(self.blocks * ACT_BLOCK)
+
+    @property
+    def scale(self) -> int:
+        return 2 * self.low
 
     @property
     def fsum32(self) -> int:

@@ -1,7 +1,8 @@
 """y = W x for quantised W: block-wise int8 activations against tile16x4 weights.
 
 One token is a matvec, several a matmul that unpacks each weight once for GROUP tokens. Per block of
-inputs the dot product is exact in integers; scales and sums are float32, in a fixed order.
+inputs the dot product is exact in integers; scales and sums are float32, in a fixed order. With two
+planes of activations the integers have 16 bits, and what remains is the rounding of the scales.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edgellm.kernels.simd.scalar import i64_at
 PREFETCH_BYTES = 1024  # ahead in the stream of codes
 
 
-def make_tile(target: Target, bits: int, asym: bool, block: int, tokens: int) -> Any:
+def make_tile(target: Target, bits: int, asym: bool, block: int, planes: int, tokens: int) -> Any:
     """Intrinsic tile(args, weight tile, activation row, out, old, old stride, bias) for `tokens` rows."""
     units = block // (8 if bits == 4 else 4)
 
@@ -30,7 +31,9 @@ def make_tile(target: Target, bits: int, asym: bool, block: int, tokens: int) ->
     def tile(tc: Any, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             e = Emit(builder, target)
-            _emit_tile(e, *values, bits=bits, asym=asym, block=block, units=units, tokens=tokens)
+            _emit_tile(
+                e, *values, bits=bits, asym=asym, block=block, units=units, planes=planes, tokens=tokens
+            )
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), codegen
@@ -40,7 +43,7 @@ def make_tile(target: Target, bits: int, asym: bool, block: int, tokens: int) ->
 
 def _emit_tile(
     e: Emit, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any,
-    *, bits: int, asym: bool, block: int, units: int, tokens: int,
+    *, bits: int, asym: bool, block: int, units: int, planes: int, tokens: int,
 ) -> None:  # fmt: skip
     b = e.b
 
@@ -52,12 +55,13 @@ def _emit_tile(
     shift = e.splat(b.trunc(arg(Arg.ZERO_SHIFT), I32))
     rows = [e.offset(act, b.mul(act_stride, e.i64(t))) for t in range(tokens)]
     fsum, isum, ascale = arg(Arg.ACT_FSUM), arg(Arg.ACT_ISUM), arg(Arg.ACT_SCALE)
+    low_plane = arg(Arg.ACT_LOW)
     chains = 2 if tokens == 1 else 1  # a lone token needs two sums to hide the dot product's latency
 
     def body(k: Any, *sums: Any) -> list[Any]:
         base = e.offset(codes, e.scaled(k, units * 64))
         inputs = e.scaled(k, block)
-        acc = [[const(V16I32, 0)] * chains for _ in rows]
+        acc = [[[const(V16I32, 0)] * chains for _ in range(planes)] for _ in rows]
         for unit in range(units):
             if tokens == 1:
                 e.prefetch(e.offset(base, 64 * unit + PREFETCH_BYTES))
@@ -70,14 +74,16 @@ def _emit_tile(
                 at = 4 * (unit * len(halves) + h)
                 chain = (unit * len(halves) + h) % chains
                 for t, row in enumerate(rows):
-                    values = e.splat_4xi8(e.offset(row, inputs, at))
-                    acc[t][chain] = dot4(e, acc[t][chain], codes_of, values, 15 if bits == 4 else 255)
+                    for plane, sums_of in enumerate(acc[t]):
+                        values = e.splat_4xi8(e.offset(row, inputs, at, *([low_plane] * plane)))
+                        sums_of[chain] = dot4(e, sums_of[chain], codes_of, values, 15 if bits == 4 else 255)
         scale = e.half_to_float(e.load(e.offset(scales, e.scaled(k, 32)), V16F16, 32))
         low = e.half_to_float(e.load(e.offset(minima, e.scaled(k, 32)), V16F16, 32)) if asym else None
         new = []
         quad = e.scaled(k, 4) if block == 32 else e.scaled(b.lshr(k, e.i64(1)), 4)
         for t, row in enumerate(rows):
-            total = acc[t][0] if chains == 1 else b.add(acc[t][0], acc[t][1])
+            parts = [sums_of[0] if chains == 1 else b.add(*sums_of) for sums_of in acc[t]]
+            total = parts[0] if planes == 1 else b.add(b.shl(parts[0], const(V16I32, 8)), parts[1])
             if not asym:
                 zero = e.splat(e.load(e.offset(row, isum, e.scaled(k, 4)), I32, 4))
                 total = b.sub(total, b.shl(zero, shift))
@@ -96,10 +102,10 @@ def _emit_tile(
         e.store(value, e.offset(out, b.mul(out_stride, e.i64(t))), 4)
 
 
-def build(target: Target, bits: int, asym: int, block: int) -> Callable[..., None]:
+def build(target: Target, bits: int, asym: int, block: int, planes: int) -> Callable[..., None]:
     """The kernel linear_q for one weight form. Threads share out the tiles."""
-    tile1 = make_tile(target, bits, bool(asym), block, 1)
-    tile_group = make_tile(target, bits, bool(asym), block, GROUP)
+    tile1 = make_tile(target, bits, bool(asym), block, planes, 1)
+    tile_group = make_tile(target, bits, bool(asym), block, planes, GROUP)
 
     def linear_q(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)

@@ -1,4 +1,4 @@
-"""Activations to int8 in blocks of 32: scale = max |x| / 127, q = round(x / scale), and their sums."""
+"""Activations to integers in blocks of 32, as one or two planes of int8, with their sums."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
 
 
-def make_row(target: Target) -> Any:
+def make_row(target: Target, planes: int) -> Any:
     """Intrinsic row(args, x row, act row): quantise one row into the form of layout.ActLayout."""
 
     @intrinsic
     def row(typingctx: Any, args: Any, x: Any, act: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            _emit_row(Emit(builder, target), *values)
+            _emit_row(Emit(builder, target), *values, planes)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64), codegen
@@ -30,12 +30,14 @@ def make_row(target: Target) -> Any:
     return row
 
 
-def _emit_row(e: Emit, args: Any, x: Any, act: Any) -> None:
+def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
     b = e.b
 
     def section(slot: int) -> Any:
         return e.offset(act, e.load(e.offset(args, 8 * slot), I64, 8))
 
+    largest = 32512.0 if planes == 2 else 127.0
+    low_at = section(Arg.LOW)
     scale_at, fsum32, isum32 = section(Arg.SCALE), section(Arg.FSUM32), section(Arg.ISUM32)
     fsum16, isum16 = section(Arg.FSUM16), section(Arg.ISUM16)
     absolute = e.intrinsic("llvm.fabs.v16f32", V16F32, [V16F32])
@@ -46,13 +48,18 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any) -> None:
         biggest = e.max(*(b.call(absolute, [h]) for h in halves))
         top = e.reduce(biggest, e.max)
         zero = b.fcmp_ordered("==", top, ir.Constant(top.type, 0.0))
-        inverse = b.select(zero, ir.Constant(top.type, 0.0), b.fdiv(ir.Constant(top.type, 127.0), top))
-        scale = b.fmul(top, ir.Constant(top.type, 1.0 / 127.0))
+        inverse = b.select(zero, ir.Constant(top.type, 0.0), b.fdiv(ir.Constant(top.type, largest), top))
+        scale = b.fmul(top, ir.Constant(top.type, 1.0 / largest))
         sums = []
         for h, values in enumerate(halves):
             rounded = b.fsub(b.fadd(b.fmul(values, e.splat(inverse)), magic), magic)
             codes = b.fptosi(rounded, V16I32)
-            e.store(b.trunc(codes, V16I8), e.offset(act, e.scaled(i, 32), 16 * h), 16)
+            high = codes
+            if planes == 2:
+                high = b.ashr(b.add(codes, const(V16I32, 128)), const(V16I32, 8))
+                low = b.sub(codes, b.shl(high, const(V16I32, 8)))
+                e.store(b.trunc(low, V16I8), e.offset(low_at, e.scaled(i, 32), 16 * h), 16)
+            e.store(b.trunc(high, V16I8), e.offset(act, e.scaled(i, 32), 16 * h), 16)
             sums.append(e.reduce(codes, b.add))
             e.store(sums[h], e.offset(isum16, e.scaled(i, 8), 4 * h), 4)
             e.store(b.fmul(scale, b.sitofp(sums[h], scale.type)), e.offset(fsum16, e.scaled(i, 8), 4 * h), 4)
@@ -66,10 +73,10 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any) -> None:
     e.loop(e.load(e.offset(args, 8 * Arg.BLOCKS), I64, 8), [], block)
 
 
-def build(target: Target) -> Callable[..., None]:
+def build(target: Target, planes: int) -> Callable[..., None]:
     """The kernel quantize. A lone token is quantised by every thread into its own row, which costs less
     than waiting for each other; several tokens are shared out."""
-    row = make_row(target)
+    row = make_row(target, planes)
 
     def quantize(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)

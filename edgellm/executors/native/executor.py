@@ -15,7 +15,17 @@ from edgellm.executors.native.team import Team, call_alone
 from edgellm.executors.native.weights import WeightStore, form_of
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.compile import load_kernels
-from edgellm.kernels.layout import GROUP, Instruction, Pack, Rope, State, Step, TileLayout, align, scratch_bytes
+from edgellm.kernels.layout import (
+    GROUP,
+    Instruction,
+    Pack,
+    Rope,
+    State,
+    Step,
+    TileLayout,
+    align,
+    scratch_bytes,
+)
 from edgellm.kernels.simd.level import Target, host_target
 from edgellm.program import access, ops
 from edgellm.program.program import Program
@@ -27,7 +37,8 @@ Progress = Callable[[str, int, int], None]  # what is being done, how much of it
 class NativeExecutor(Executor):
     """Runs a Program on this machine's CPU.
 
-    threads: size of the team. progress(stage, done, total) reports "compiling" and "packing".
+    threads: size of the team. activation_planes: 2 quantises activations to 16 bits, as two planes of
+    int8; 1 to int8, which is faster in prefill and loses accuracy (docs/decisions/). progress(stage, done, total) reports "compiling" and "packing".
     """
 
     name = "native"
@@ -39,6 +50,7 @@ class NativeExecutor(Executor):
         threads: int = 1,
         progress: Progress | None = None,
         target: Target | None = None,
+        activation_planes: int = 2,
     ):
         if threads < 1:
             raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
@@ -48,14 +60,18 @@ class NativeExecutor(Executor):
         self._workspace = Workspace(max(align(CHUNK, GROUP), threads))
         forms = {f"pack/bits={f.bits}" for f in _forms(program, checkpoint) if isinstance(f, TileLayout)}
         kernels = load_kernels(
-            [*sorted(forms), "step"], self.target, lambda d, t: progress("compiling", d, t) if progress else None
+            [*sorted(forms), "step"],
+            self.target,
+            lambda d, t: progress("compiling", d, t) if progress else None,
         )
         self._team = Team(threads)
         self._pack_kernels = kernels
         self._store.pack(
             self._pack_codes, threads, lambda d, t: progress("packing", d, t) if progress else None
         )
-        self._lowered = Lowering(program, checkpoint.tensors, self._store, self._workspace).result
+        self._lowered = Lowering(
+            program, checkpoint.tensors, self._store, self._workspace, activation_planes
+        ).result
         names = [i.kernel for i in self._lowered.instructions]
         kernels = load_kernels(
             [*names, "step"], self.target, lambda d, t: progress("compiling", d, t) if progress else None
@@ -200,5 +216,3 @@ def describe_form(form: TileLayout | str, target: Target) -> str:
 def describe_types(types: dict[str, tuple[str, int]], target: Target) -> dict[str, str]:
     """As NativeExecutor.describe, from name -> (tensor type, inputs) alone, without loading anything."""
     return {name: describe_form(form_of(kind, k), target) for name, (kind, k) in types.items()}
-
-

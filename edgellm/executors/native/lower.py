@@ -89,9 +89,15 @@ class Lowering:
     """Walks a Program once; `result` is what came of it."""
 
     def __init__(
-        self, program: Program, tensors: Mapping[str, Tensor], store: WeightStore, workspace: Workspace
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        store: WeightStore,
+        workspace: Workspace,
+        planes: int,
     ):
         self.result = Lowered()
+        self._planes = planes
         self._tensors, self._store, self._space = tensors, store, workspace
         self._hazards = Hazards()
         self._quantized: dict[int, str] = {}  # width -> buffer whose content the activation row holds
@@ -162,10 +168,10 @@ class Lowering:
             wide = packed.form.block == 32
             fields |= _packed_sections(packed) | {
                 "BLOCKS": packed.form.blocks, "ACT": source.address, "ACT_STRIDE": act.stride,
-                "ACT_PRIVATE": int(source.private), "ACT_SCALE": act.scale,
+                "ACT_PRIVATE": int(source.private), "ACT_LOW": act.low, "ACT_SCALE": act.scale,
                 "ACT_FSUM": act.fsum32 if wide else act.fsum16, "ACT_ISUM": act.isum32 if wide else act.isum16,
             }  # fmt: skip
-            kernel, slots = f"linear_q/{kernel_form(packed.form)}", "LinearQ"
+            kernel, slots = f"linear_q/{kernel_form(packed.form)},planes={self._planes}", "LinearQ"
         else:
             source = x
             fields |= {"X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private), "INPUTS": packed.k}
@@ -255,9 +261,9 @@ class Lowering:
         if self._quantized.get(x.width) != name:
             shape = ActLayout(x.width)
             self._emit(
-                "quantize", "Quantize", reads=[x], writes=[act], X=x.address, X_STRIDE=x.stride,
+                f"quantize/planes={self._planes}", "Quantize", reads=[x], writes=[act], X=x.address, X_STRIDE=x.stride,
                 X_PRIVATE=int(x.private), ACT=act.address, ACT_STRIDE=shape.stride, BLOCKS=shape.blocks,
-                SCALE=shape.scale, FSUM32=shape.fsum32, ISUM32=shape.isum32, FSUM16=shape.fsum16,
+                LOW=shape.low, SCALE=shape.scale, FSUM32=shape.fsum32, ISUM32=shape.isum32, FSUM16=shape.fsum16,
                 ISUM16=shape.isum16,
             )  # fmt: skip
             self._quantized[x.width] = name
