@@ -136,20 +136,23 @@ def _explained(source: HubSource) -> Iterator[None]:
         raise EdgeError(f"{label}: the repository has no such revision; check what follows '@'.") from error
     except errors.OfflineModeIsEnabled as error:
         raise EdgeError(f"{label}: HF_HUB_OFFLINE forbids downloads; unset it to pull.") from error
+    except errors.LocalEntryNotFoundError as error:  # before the next: it was one in huggingface_hub 0.x
+        raise EdgeError(f"{label}: cannot reach the hub; check the network and try again.") from error
     except errors.HfHubHTTPError as error:
         raise EdgeError(
             f"{label}: the hub answered HTTP {error.response.status_code}; try again later."
         ) from error
-    except (transport, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+    except (transport, OSError) as error:
+        disk = (
+            isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
+        )
+        reason = os.strerror(error.errno) if disk else _first_line(error)
+        advice = "free some space or fix the folder" if disk else "check the network"
         raise EdgeError(
-            f"{label}: cannot reach the hub ({_first_line(error)}); check the network."
-        ) from error
-    except OSError as error:
-        reason = error.strerror or _first_line(error)
-        raise EdgeError(
-            f"{label}: the download failed ({reason}); the same command goes on from there."
+            f"{label}: the transfer from the hub failed ({reason}); {advice} and run the same command again."
         ) from error
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    plain = bool(error.args) and isinstance(error.args[0], str)  # requests nests other errors there
+    return next(iter(str(error).splitlines()), "") if plain else type(error).__name__
