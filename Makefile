@@ -25,7 +25,7 @@ help:
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgellm pull
-	$(DEMO)/bin/edgellm run "$(PROMPT)"
+	$(DEMO)/bin/edgellm run "$(PROMPT)" -n 128
 
 test: $(TEST)/.installed
 	$(TEST)/bin/python -m pytest --timeout 300 $(TESTS) $(PYTEST_ARGS)
