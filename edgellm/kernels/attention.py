@@ -221,7 +221,8 @@ def _make_values(target: Target, queries: int, vectors: int) -> Any:
 
 
 def build_attend(target: Target) -> Callable[..., None]:
-    """The kernel attention/part=attend. Threads share out heads; in prefill, heads x groups of QUERIES tokens."""
+    """The kernel attention/part=attend. Threads share out the heads, in prefill times
+    the groups of QUERIES tokens."""
     scores1, scores_n = _make_scores(target, 1), _make_scores(target, QUERIES)
     values1, values_n = _make_values(target, 1, VALUE_VECTORS), _make_values(target, QUERIES, VALUE_VECTORS)
     tail1, tail_n = _make_values(target, 1, 1), _make_values(target, QUERIES, 1)

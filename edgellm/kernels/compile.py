@@ -55,8 +55,6 @@ def compile_kernel(kernel: str, target: Target) -> bytes:
     import numba
     from numba import types
 
-    if not target.features:  # a forced level: the loop vectoriser must not see the host's features
-        numba.config.CPU_NAME, numba.config.CPU_FEATURES = target.cpu, ""
     module_name, _, params = kernel.partition("/")
     module = importlib.import_module(f"edgellm.kernels.{module_name}")
     values = dict(p.split("=") for p in params.split(",")) if params else {}
@@ -101,8 +99,9 @@ def load_kernels(
 def _load(wanted: list[str], target: Target, progress: Callable[[int, int], None] | None) -> None:
     folder = cache_root() / "kernels" / _fingerprint(target)
     _initialise_llvm()
-    objects = {k: _read(folder / f"{symbol_of(k)}.o") for k in wanted}
-    missing = [k for k, code in objects.items() if code is None]
+    cached = {k: _read(folder / f"{symbol_of(k)}.o") for k in wanted}
+    objects = {k: code for k, code in cached.items() if code is not None}
+    missing = [k for k in wanted if k not in objects]
     for done, kernel in enumerate(missing):
         if progress:
             progress(done, len(missing))

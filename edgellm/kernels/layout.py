@@ -3,9 +3,12 @@ quantised activations. Plain numbers, shared by the kernels and by whoever fills
 
 from __future__ import annotations
 
+import struct
 from collections import namedtuple
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 ROWS = 16  # rows of a weight tile
 ACT_BLOCK = 32  # activations that share one scale
@@ -18,7 +21,17 @@ def slots(name: str, fields: str) -> Any:
     A named tuple, since Numba takes its fields as constants; len() is the record's size.
     """
     names = fields.split()
-    return namedtuple(name, names)(*range(len(names)))  # type: ignore[misc]
+    return namedtuple(name, names)(*range(len(names)))
+
+
+def record(slots: tuple, **values: int | float) -> np.ndarray:
+    """An int64 record from named slots; a float is stored with the bits of a float64."""
+    data = np.zeros(len(slots), np.int64)
+    for name, value in values.items():
+        if isinstance(value, float):
+            value = struct.unpack("<q", struct.pack("<d", value))[0]
+        data[getattr(slots, name)] = value
+    return data
 
 
 # The record that describes one forward call.
@@ -71,6 +84,9 @@ Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES CODES")
 Step = slots("Step", "COUNT TABLE")
 Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY")
 
+# NBYTES (a multiple of 256 a thread) at ADDRESS are read; OUT: 64 bytes a thread for the sums.
+Stream = slots("Stream", "ADDRESS NBYTES OUT")
+
 QUERIES = 4  # queries of one head that share each read of the KV cache, in prefill
 
 
@@ -79,7 +95,7 @@ def align(n: int, to: int = 64) -> int:
 
 
 def scratch_bytes(context: int, head_dim: int) -> int:
-    """Of one thread in attention: QUERIES rows of scores, 64 bytes for their sums, QUERIES rows of results."""
+    """Of one thread in attention: QUERIES rows of scores, 64 bytes for their sums, and the results."""
     return QUERIES * 4 * context + 64 + QUERIES * 4 * align(head_dim, ROWS)
 
 

@@ -12,7 +12,6 @@ from edgellm.kernels.layout import State
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at
 
-
 FASTMATH = {"reassoc", "contract", "nsz"}  # lets the sums over a row use vectors
 
 

@@ -22,7 +22,8 @@ def make_row(target: Target, planes: int) -> Any:
     @intrinsic
     def row(typingctx: Any, args: Any, x: Any, act: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            _emit_row(Emit(builder, target), *values, planes)
+            args_at, x_at, act_at = values
+            _emit_row(Emit(builder, target), args_at, x_at, act_at, planes)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64), codegen

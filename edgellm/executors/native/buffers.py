@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.executors.native.memory import address, reserve
 from edgellm.kernels.layout import ActLayout, align
+from edgellm.kernels.memory import address, reserve
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Hazards:
         self._written: tuple[set[str], set[str]] = (set(), set())  # for one token, for many
         self._read: tuple[set[str], set[str]] = (set(), set())
 
-    def before(self, reads: list[Buffer | str], writes: list[Buffer | str]) -> tuple[bool, bool]:
+    def before(self, reads: Sequence[Buffer | str], writes: Sequence[Buffer | str]) -> tuple[bool, bool]:
         """Whether a barrier must precede an instruction with these accesses: (one token, many tokens)."""
         result = []
         for many in (0, 1):

@@ -9,9 +9,7 @@ import numpy as np
 from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.buffers import Workspace
-from edgellm.executors.native.lower import Lowering, kv_bytes_per_position, record
-from edgellm.executors.native.memory import address, aligned, reserve
-from edgellm.executors.native.team import Team, call_alone
+from edgellm.executors.native.lower import Lowering, kv_bytes_per_position
 from edgellm.executors.native.weights import WeightStore, form_of
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.compile import load_kernels
@@ -24,9 +22,12 @@ from edgellm.kernels.layout import (
     Step,
     TileLayout,
     align,
+    record,
     scratch_bytes,
 )
+from edgellm.kernels.memory import address, aligned, reserve
 from edgellm.kernels.simd.level import Target, host_target
+from edgellm.kernels.team import Team, call_alone
 from edgellm.program import access, ops
 from edgellm.program.program import Program
 
@@ -38,7 +39,8 @@ class NativeExecutor(Executor):
     """Runs a Program on this machine's CPU.
 
     threads: size of the team. activation_planes: 2 quantises activations to 16 bits, as two planes of
-    int8; 1 to int8, which is faster in prefill and loses accuracy (docs/decisions/). progress(stage, done, total) reports "compiling" and "packing".
+    int8; 1 to int8, which is faster in prefill and loses accuracy. progress(stage, done, total) reports
+    "compiling" and "packing".
     """
 
     name = "native"

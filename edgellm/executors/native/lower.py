@@ -7,18 +7,18 @@ set only between instructions that touch the same data from different threads.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
 from edgellm.executors.native.buffers import Buffer, Hazards, Workspace
-from edgellm.executors.native.memory import address, aligned
 from edgellm.executors.native.weights import Packed, WeightStore, kernel_form
 from edgellm.formats.tensor import Tensor
 from edgellm.kernels import layout
-from edgellm.kernels.layout import ActLayout, TileLayout, align
+from edgellm.kernels.layout import ActLayout, TileLayout, align, record
+from edgellm.kernels.memory import address, aligned
 from edgellm.program import ops
 from edgellm.program.program import Program
 
@@ -50,26 +50,16 @@ def kv_bytes_per_position(program: Program) -> int:
     return sum(4 * slot.kv_heads * align(slot.head_dim, 16) for slot in program.kv_slots)
 
 
-def record(slots: tuple, **values: int | float) -> np.ndarray:
-    """An int64 record from named slots; a float is stored with the bits of a float64."""
-    data = np.zeros(len(slots), np.int64)
-    for name, value in values.items():
-        if isinstance(value, float):
-            value = struct.unpack("<q", struct.pack("<d", value))[0]
-        data[getattr(slots, name)] = value
-    return data
-
-
 def fused_adds(program_ops: list[ops.Op]) -> dict[int, str]:
     """Index of a Linear or Ffn -> buffer that it can add its result to, making the next op superfluous."""
     fused = {}
-    for i, (op, following) in enumerate(zip(program_ops, program_ops[1:], strict=False)):
+    for i, (op, following) in enumerate(pairwise(program_ops)):
         if not isinstance(op, (ops.Linear, ops.Ffn)) or not isinstance(following, ops.Add):
             continue
         target = following.out
-        if {following.x, following.y} == {op.out, target} and op.out != target and op.x != target:
-            if not _read_again(program_ops[i + 2 :], op.out):
-                fused[i] = target
+        adds_result = {following.x, following.y} == {op.out, target} and target not in (op.out, op.x)
+        if adds_result and not _read_again(program_ops[i + 2 :], op.out):
+            fused[i] = target
     return fused
 
 
@@ -169,7 +159,8 @@ class Lowering:
             fields |= _packed_sections(packed) | {
                 "BLOCKS": packed.form.blocks, "ACT": source.address, "ACT_STRIDE": act.stride,
                 "ACT_PRIVATE": int(source.private), "ACT_LOW": act.low, "ACT_SCALE": act.scale,
-                "ACT_FSUM": act.fsum32 if wide else act.fsum16, "ACT_ISUM": act.isum32 if wide else act.isum16,
+                "ACT_FSUM": act.fsum32 if wide else act.fsum16,
+                "ACT_ISUM": act.isum32 if wide else act.isum16,
             }  # fmt: skip
             kernel, slots = f"linear_q/{kernel_form(packed.form)},planes={self._planes}", "LinearQ"
         else:
@@ -261,10 +252,11 @@ class Lowering:
         if self._quantized.get(x.width) != name:
             shape = ActLayout(x.width)
             self._emit(
-                f"quantize/planes={self._planes}", "Quantize", reads=[x], writes=[act], X=x.address, X_STRIDE=x.stride,
-                X_PRIVATE=int(x.private), ACT=act.address, ACT_STRIDE=shape.stride, BLOCKS=shape.blocks,
-                LOW=shape.low, SCALE=shape.scale, FSUM32=shape.fsum32, ISUM32=shape.isum32, FSUM16=shape.fsum16,
-                ISUM16=shape.isum16,
+                f"quantize/planes={self._planes}", "Quantize", reads=[x], writes=[act],
+                X=x.address, X_STRIDE=x.stride, X_PRIVATE=int(x.private),
+                ACT=act.address, ACT_STRIDE=shape.stride, BLOCKS=shape.blocks, LOW=shape.low,
+                SCALE=shape.scale, FSUM32=shape.fsum32, ISUM32=shape.isum32,
+                FSUM16=shape.fsum16, ISUM16=shape.isum16,
             )  # fmt: skip
             self._quantized[x.width] = name
         return act
@@ -288,7 +280,7 @@ class Lowering:
         return address(data)
 
     def _emit(
-        self, kernel: str, slots: str, *, reads: list[Buffer | str], writes: list[Buffer | str],
+        self, kernel: str, slots: str, *, reads: Sequence[Buffer | str], writes: Sequence[Buffer | str],
         **fields: int | float,
     ) -> None:  # fmt: skip
         one, many = self._hazards.before(reads, writes)

@@ -10,9 +10,9 @@ import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.executors.native.codes import QUANTIZED_TYPES, Codes, code_form, decode_codes
-from edgellm.executors.native.memory import address, reserve
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.layout import ROWS, TileLayout, align
+from edgellm.kernels.memory import address, reserve
 from edgellm.program.ops import Weight
 
 FLOAT_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -88,7 +88,7 @@ class WeightStore:
         """Fill the arena. progress(bytes done, bytes in all)."""
         done = 0
         with ThreadPoolExecutor(threads) as pool:
-            for packed_bytes in pool.map(lambda item: self._pack_one(*item, pack_codes), self._plan):
+            for packed_bytes in pool.map(lambda item: self._pack_one(item, pack_codes), self._plan):
                 done += packed_bytes
                 if progress:
                     progress(done, self.nbytes)
@@ -96,9 +96,8 @@ class WeightStore:
     def __getitem__(self, weight: Weight) -> Packed:
         return self._packed[weight]
 
-    def _pack_one(
-        self, weight: Weight, n: int, form: TileLayout | str, offset: int, pack_codes: PackCodes
-    ) -> int:
+    def _pack_one(self, item: tuple[Weight, int, TileLayout | str, int], pack_codes: PackCodes) -> int:
+        weight, n, form, offset = item
         tensor = self._checkpoint.tensors[weight.name]
         k = tensor.shape[1]
         stride = tile_stride(form, k)
@@ -112,9 +111,9 @@ class WeightStore:
             pack_codes(codes.q, address(area), form, tiles)
             shift = codes.zero_shift
         else:
-            item = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}[form]
-            values = np.ascontiguousarray(tensor.data[rows]).view(item)
-            _store_floats(values, area, item)
+            dtype = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}[form]
+            values = np.ascontiguousarray(tensor.data[rows]).view(dtype)
+            _store_floats(values, area, dtype)
         self._packed[weight] = Packed(address(area), n, k, form, shift, tiles * stride)
         return tiles * stride
 
@@ -128,7 +127,7 @@ def _by_tile(values: np.ndarray, tiles: int) -> np.ndarray:
 
 
 def _store_floats(values: np.ndarray, area: np.ndarray, item: type) -> None:
-    n, k = values.shape
+    k = values.shape[1]
     width = np.dtype(item).itemsize
     out = np.ndarray(
         (area.shape[0], k, ROWS), item, area.data, strides=(area.strides[0], ROWS * width, width)
