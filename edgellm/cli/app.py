@@ -96,12 +96,12 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        code = command_group().main(args=arguments or ["--help"], prog_name="edgellm", standalone_mode=False)
+        code = _invoke(arguments or ["--help"])
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return code
     except ClickException as error:
-        context = getattr(error, "ctx", None)
-        return _complain(f"{context.command_path if context else 'edgellm'}: {error.format_message()}", 2)
+        where = getattr(error, "ctx", None)
+        return _complain(f"{where.command_path if where else 'edgellm'}: {error.format_message()}", 2)
     except EdgeError as error:
         return _complain(f"edgellm: {error}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -114,6 +114,16 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"edgellm: {where}{error.strerror or error}.", 2)
+
+
+def _invoke(arguments: list[str]) -> int:
+    group = command_group()
+    try:
+        with group.make_context("edgellm", arguments) as context:
+            group.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -79,7 +79,9 @@ def sampling(
     """The command line's options as arguments of SamplingParams; a seed is drawn where none was given."""
     import secrets
 
-    return {
+    from edgellm.text.sampling import SamplingParams
+
+    how = {
         "temperature": temp,
         "seed": secrets.randbits(32) if seed is None else seed,
         "top_k": top_k,
@@ -89,6 +91,8 @@ def sampling(
         "presence_penalty": presence_penalty,
         "logit_bias": dict(_bias(entry) for entry in logit_bias or ()),
     }
+    SamplingParams(**how)  # a wrong value is told before a model is loaded
+    return how
 
 
 def _bias(entry: str) -> tuple[int, float]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgellm.cli import options
 from edgellm.cli.options import ExecutorName
 from edgellm.errors import CheckFailed
-from edgellm.perplexity import Estimate
+
+if TYPE_CHECKING:
+    from edgellm.perplexity import Estimate
 
 
 def perplexity(

@@ -145,7 +145,7 @@ def write_answer(generating: Run, quiet: bool) -> Generation:
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
     if not quiet and text and not text[-1].endswith("\n"):
-        sys.stdout.write("\n")
+        print(flush=True)
     if generating.cancelled:
         raise KeyboardInterrupt
     return generating.result("".join(text), reason)

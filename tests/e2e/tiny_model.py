@@ -24,13 +24,15 @@ def vocabulary() -> list[str]:
     return SPECIAL + letters + [merge.replace(" ", "") for merge in MERGES]
 
 
-def write_tiny_gguf(path: Path, *, chat_template: bool = True, seed: int = 1) -> Path:
+def write_tiny_gguf(
+    path: Path, *, chat_template: bool = True, context: int = CONTEXT, seed: int = 1
+) -> Path:
     """Write the model to `path` and return it; linear weights are Q8_0, norms F32."""
     rng = np.random.default_rng(seed)
     tokens = vocabulary()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_block_count(LAYERS)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(FFN)
