@@ -34,7 +34,6 @@ _EXTRA = {
         "model.decoder.project_in": "project_in",
         "model.decoder.project_out": "project_out",
         "model.decoder.final_layer_norm": "output_norm",
-        "lm_head": "output",
         "self_attn_layer_norm": "attn_norm",
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
@@ -47,7 +46,6 @@ _EXTRA = {
     "bitnet": {
         "self_attn.attn_sub_norm": "attn_sub_norm",
         "mlp.ffn_sub_norm": "ffn_sub_norm",
-        "lm_head": "output",
     },
 }
 _PARTS = {"weight": "weight", "bias": "bias", "weight_scale": "scale"}
@@ -84,7 +82,8 @@ class _Stems:
 
     def __init__(self, architecture: str, n_layers: int):
         self.n_layers = n_layers
-        self.extra = _EXTRA.get(architecture, {})
+        # llama.cpp ties some architectures for good and has no name for their output matrix
+        self.extra = {"lm_head": "output", **_EXTRA.get(architecture, {})}
         self.known = {}
         if architecture != "opt":
             from gguf import MODEL_ARCH, get_tensor_name_map  # late: gguf is slow to import
