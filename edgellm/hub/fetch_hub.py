@@ -143,11 +143,10 @@ def _explained(source: HubSource) -> Iterator[None]:
             f"{label}: the hub answered HTTP {error.response.status_code}; try again later."
         ) from error
     except (transport, OSError) as error:
-        disk = (
-            isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
-        )
-        reason = os.strerror(error.errno) if disk else _first_line(error)
-        advice = "free some space or fix the folder" if disk else "check the network"
+        of_network = not isinstance(error, OSError) or isinstance(error, ConnectionError)
+        errno = None if of_network else getattr(error, "errno", None)
+        reason = os.strerror(errno) if errno is not None else _first_line(error)
+        advice = "check the network" if errno is None else "free some space or fix the folder"
         raise EdgeError(
             f"{label}: the transfer from the hub failed ({reason}); {advice} and run the same command again."
         ) from error

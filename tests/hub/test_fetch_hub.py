@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -189,6 +190,15 @@ def test_full_disk_is_known_before_the_download(hub: Hub, monkeypatch: pytest.Mo
     with pytest.raises(EdgeError, match=r"needs 150\.0 kB but"):
         pull(f"hf:{REPO}/tiny-Q8_0.gguf")
     assert not any("/resolve/" in path for _, path, _ in hub.requests)
+
+
+def test_disk_that_fills_up_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(EdgeError, match=r"No space left on device.* free some space"):
+        pull(f"hf:{REPO}/tiny-Q8_0.gguf")
 
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

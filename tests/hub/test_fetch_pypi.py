@@ -82,13 +82,16 @@ def test_version_that_no_index_has(index: Path, cache: Path) -> None:
 
 
 def test_source_distribution_is_never_built(index: Path, tmp_path: Path) -> None:
-    """A setup.py would run code; only wheels are taken."""
+    """Building one would run its code; only wheels are taken."""
     import tarfile
 
     project = tmp_path / "tiny-model-1.0"
     project.mkdir()
-    proof = tmp_path / "setup-ran"
-    (project / "setup.py").write_text(f"open({str(proof)!r}, 'w').close()\n")
+    proof = tmp_path / "backend-ran"
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    (project / "backend.py").write_text(f"open({str(proof)!r}, 'w').close()\n")
     (project / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
     with tarfile.open(index / "tiny-model-1.0.tar.gz", "w:gz") as archive:
         archive.add(project, arcname=project.name)

@@ -109,7 +109,7 @@ def test_part_that_was_complete_already_needs_no_byte(server: Server, cache: Pat
 
 
 def test_wrong_range_is_not_spliced(server: Server) -> None:
-    server.pages["/m.gguf"] = Page(DATA, cuts=[70_000], shift_range=10)
+    server.pages["/m.gguf"] = Page(DATA, cuts=[70_000], shift_range=-10)
     assert pull(server.url("/m.gguf")).path.read_bytes() == DATA
 
 
@@ -237,6 +237,17 @@ def test_disk_that_fills_up_keeps_only_a_part_to_go_on_from(
     assert pull(server.url("/m.gguf"), sha256=SHA256).path.read_bytes() == DATA
     offset = int((server.ranges()[-1] or "").removeprefix("bytes=").removesuffix("-"))
     assert 0 < offset <= limit
+
+
+def test_bytes_that_a_power_cut_may_have_lost_are_fetched_again(server: Server, cache: Path) -> None:
+    page = server.pages["/m.gguf"] = Page(DATA, cuts=[70_000], statuses=[200] + [503] * fetch_url.ATTEMPTS)
+    with pytest.raises(EdgeError):
+        pull(server.url("/m.gguf"))
+    with (cache / "models" / "m" / "m.gguf.part").open("ab") as part:
+        part.write(bytes(1000))  # behind what was synced: a length without its data
+    page.statuses = []
+    assert pull(server.url("/m.gguf")).path.read_bytes() == DATA
+    assert server.ranges()[-1] == "bytes=70000-"
 
 
 def test_torn_sidecar_starts_over(server: Server, cache: Path) -> None:

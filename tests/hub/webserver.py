@@ -36,7 +36,7 @@ class Page:
     chunk: int = 1 << 16
     pause_s: float = 0.0  # before every chunk
     headers: dict[str, str] = field(default_factory=dict)
-    shift_range: int = 0  # answers a range that begins so much later than asked
+    shift_range: int = 0  # answers a range that begins so much later (or earlier) than asked
     declare_length: bool = True
 
 
