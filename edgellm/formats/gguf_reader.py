@@ -25,6 +25,7 @@ _VERSIONS = (2, 3)
 _PREAMBLE = 24  # bytes: magic, version, tensor count, key count
 _MOST_ENTRIES = 100_000  # tensors or keys; the largest models have some thousands
 _LONGEST_NAME = 65_535  # bytes, from the GGUF specification
+_LONGEST_SHOWN = 1024  # characters; longer ones are not written by any program
 _LARGEST_ALIGNMENT = 1 << 24
 _MOST_DIMENSIONS = 4
 _SCALARS: dict[int, np.dtype[Any]] = {
@@ -92,7 +93,13 @@ class CheckedReader(GGUFReader):
             self._fail(f"has a name of {length[0]} bytes at byte {offset}; it is damaged")
         return length, self._get(offset + 8, np.uint8, length[0])
 
+    def _check_name(self, name: str) -> None:
+        """Names appear in sentences: no line breaks, no pages of text."""
+        if not name.isprintable() or len(name) > _LONGEST_SHOWN:
+            self._fail(f"has the name {name[:40]!r}, which is not that of a tensor or key; it is damaged")
+
     def _push_field(self, field: ReaderField, skip_sum: bool = False) -> int:
+        self._check_name(field.name)
         if field.name in self.fields:
             self._fail(f"has the metadata key {field.name} twice; it is damaged")
         return super()._push_field(field, skip_sum)
@@ -172,6 +179,7 @@ class CheckedReader(GGUFReader):
             _, _, _, dims, raw_type, offset = field.parts
             shape = tuple(reversed(dims.tolist())) or (1,)
             name, position = field.name, int(offset[0])
+            self._check_name(name)
             if name in self.tensors_by_name:
                 self._fail(f"has the tensor {name} twice; it is damaged")
             kind = self._tensor_type(name, int(raw_type[0]))

@@ -88,8 +88,8 @@ def _tensor_files(path: Path) -> dict[str, Tensor]:
         raise EdgeError(f"{index}: the file lacks the weight_map that tells which shard holds which tensor.")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(where.values())):
-        if Path(shard).name != shard or "\\" in shard or "\0" in shard:
-            raise EdgeError(f"{index}: the shard {shard!r} is not a plain file name.")
+        if Path(shard).name != shard or "\\" in shard or not shard.isprintable() or len(shard) > 255:
+            raise EdgeError(f"{index}: the shard {shard[:80]!r} is not a plain file name.")
         if not (path / shard).is_file():
             raise EdgeError(f"{path / shard}: this shard of the model is missing; download it too.")
         for name, tensor in map_safetensors(path / shard).items():
@@ -98,7 +98,9 @@ def _tensor_files(path: Path) -> dict[str, Tensor]:
             tensors[name] = tensor
     for name, shard in where.items():
         if name not in tensors:
-            raise EdgeError(f"{path / shard}: the tensor {name} is missing, which the index says is here.")
+            raise EdgeError(
+                f"{path / shard}: the tensor {name[:80]!r} is missing, which the index says is here."
+            )
     return tensors
 
 

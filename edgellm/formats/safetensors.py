@@ -16,6 +16,7 @@ from edgellm.errors import EdgeError
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.types import TENSOR_TYPES
 
+_LONGEST_NAME = 1024  # characters; names appear in sentences
 # Names of the types that are ggml's too, and bytes of those that are not.
 _FOREIGN_BYTES = {"BOOL": 1, "U8": 1, "U16": 2, "U32": 4, "I64": 8, "U64": 8}
 
@@ -44,11 +45,14 @@ def map_safetensors(path: Path) -> dict[str, Tensor]:
         entries: dict[str, Any] = json.loads(header, object_pairs_hook=_unique)
         data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     except (SafetensorError, ValueError) as error:
-        raise EdgeError(f"{path}: the safetensors header is damaged ({error}); download it again.") from None
+        reason = " ".join(str(error).split())[:200]  # may quote the file
+        raise EdgeError(f"{path}: the safetensors header is damaged ({reason}); download it again.") from None
     except OSError as error:
         raise EdgeError(f"{path}: the file cannot be read ({error.strerror or error}).") from None
     tensors = {}
     for name, entry in entries.items():
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise EdgeError(f"{path}: the file has the name {name[:40]!r}, which is not that of a tensor.")
         if name != "__metadata__":
             tensors[name] = _tensor(path, name, entry, data[8 + length :])
     return tensors

@@ -85,6 +85,10 @@ def test_metadata_values(raw_gguf: Callable[..., Path], value: bytes, sentence: 
 def test_metadata_keys(raw_gguf: Callable[..., Path]) -> None:
     assert "has the metadata key general.architecture twice" in refused(raw_gguf([ARCH, ARCH]))
     assert "a name is not valid UTF-8" in refused(raw_gguf([(b"\xff\xfe", 1)]))
+    assert "has the name 'a\\x1b[1m', which is not that of a tensor or key" in refused(
+        raw_gguf([("a\x1b[1m", 1)])
+    )
+    assert "has the name 'kkkk" in refused(raw_gguf([("k" * 2000, 1)]))
     assert "has a name of 70000 bytes" in refused(raw_gguf([("k" * 70000, 1)]))
     assert "general.architecture is missing from the metadata" in refused(raw_gguf([("general.name", "x")]))
 
@@ -115,6 +119,7 @@ def test_invalid_token_is_found_when_the_vocabulary_is_read(write_gguf: Callable
         ([("t", [2**63, 2, 2**63, 4], F32, 0)], "it is truncated or the shape is wrong"),
         ([("t", [32], F32, 2**63)], "at offset 9223372036854775808, but the tensors before it fill 0"),
         ([(b"\xff", [32], F32, 0)], "a name is not valid UTF-8"),
+        ([("a\nb", [32], F32, 0)], "has the name 'a\\nb', which is not that of a tensor or key"),
         ([("t" * 66000, [32], F32, 0)], "has a name of 66000 bytes"),
     ],
 )

@@ -75,7 +75,7 @@ def test_shards(write_hf: WriteHf) -> None:
     with pytest.raises(EdgeError, match="is not a plain file name"):
         open_hf(folder)
     index.write_text(json.dumps({"weight_map": {"y": "model-00001-of-00002.safetensors"}}))
-    with pytest.raises(EdgeError, match="the tensor y is missing, which the index says is here"):
+    with pytest.raises(EdgeError, match="the tensor 'y' is missing, which the index says is here"):
         open_hf(folder)
     index.write_text("{}")
     with pytest.raises(EdgeError, match="lacks the weight_map"):

@@ -153,6 +153,10 @@ def test_numbers_that_cannot_be(
             "is not part of the architecture llama",
         ),
         ({"model.layers.00.mlp.up_proj.weight": np.zeros((64, 32), np.float32)}, "is not part of the"),
+        (
+            {"some\nthing": np.zeros(3, np.float32)},
+            "has the name 'some\\nthing', which is not that of a tensor",
+        ),
         ({"something": np.zeros(3, np.float32)}, "the tensor something is not part of the architecture"),
     ],
 )
