@@ -19,7 +19,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.kernels import layout
 from edgellm.kernels.layout import ActLayout, TileLayout, align, record
 from edgellm.kernels.memory import address, aligned
-from edgellm.program import ops
+from edgellm.program import access, ops
 from edgellm.program.program import Program
 
 EMBED_CHUNK = 256  # inputs of a float embedding row that one thread copies at a time
@@ -63,14 +63,22 @@ def fused_adds(program_ops: list[ops.Op]) -> dict[int, str]:
     return fused
 
 
-def _read_again(rest: list[ops.Op], name: str) -> bool:
+def _read_again(rest: Sequence[ops.Op], name: str) -> bool:
     """Whether the buffer's present content is used by a later op."""
-    from edgellm.program.access import reads, writes
-
     for op in rest:
-        if name in reads(op):
+        if name in access.reads(op):
             return True
-        if name in writes(op):
+        if name in access.writes(op):
+            return False
+    return False
+
+
+def _changed_in_place(rest: Sequence[ops.Op], name: str) -> bool:
+    """Whether a kernel that needs the one shared copy (Rope, KvAppend, Attend) uses the present content."""
+    for op in rest:
+        if isinstance(op, (ops.Rope, ops.KvAppend, ops.Attend)) and name in access.reads(op):
+            return True
+        if name in access.writes(op):
             return False
     return False
 
@@ -88,6 +96,7 @@ class Lowering:
     ):
         self.result = Lowered()
         self._planes = planes
+        self._rest: Sequence[ops.Op] = ()  # the ops behind the one being lowered
         self._tensors, self._store, self._space = tensors, store, workspace
         self._hazards = Hazards()
         self._quantized: dict[int, str] = {}  # width -> buffer whose content the activation row holds
@@ -104,6 +113,7 @@ class Lowering:
         for i, op in enumerate(program.ops):
             if i in skip:
                 continue
+            self._rest = program.ops[i + 1 :]
             if isinstance(op, ops.Linear):
                 self._linear(op.x, op.out, op.weight, op.bias, adds.get(i))
             elif isinstance(op, ops.Ffn):
@@ -132,7 +142,7 @@ class Lowering:
     def _norm(self, op: ops.Norm) -> None:
         x = self._space[op.x]
         groups = x.width // op.width
-        private = groups == 1
+        private = groups == 1 and not _changed_in_place(self._rest, op.out)
         out = self._write(op.out, x.width, private)
         weight = self._vector(op.weight, op.width, 1.0, op.weight_offset)
         bias = 0 if op.bias is None else self._vector(op.bias, op.width, 0.0)

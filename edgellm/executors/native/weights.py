@@ -75,6 +75,8 @@ class WeightStore:
                 raise EdgeError(f"{checkpoint.path}: tensor {weight.name} must have two dimensions.")
             n = tensor.shape[0] if weight.rows is None else weight.rows[1] - weight.rows[0]
             form = form_of(tensor.type, tensor.shape[1])
+            if weight.scale != 1 and isinstance(form, str):
+                form = "f32"  # a scaled float16 would be rounded again
             plan.append((weight, n, form, total))
             total += align(-(-n // ROWS) * tile_stride(form, tensor.shape[1]))
         # Kernels prefetch a little beyond the last tile.
@@ -107,12 +109,15 @@ class WeightStore:
         shift = 0
         if isinstance(form, TileLayout):
             codes = decode_codes(tensor.data[rows], tensor.type)
-            _store_scales(codes, form, area)
+            _store_scales(codes, form, area, weight.scale)
             pack_codes(codes.q, address(area), form, tiles)
             shift = codes.zero_shift
         else:
             dtype = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}[form]
-            values = np.ascontiguousarray(tensor.data[rows]).view(dtype)
+            if weight.scale == 1:
+                values = np.ascontiguousarray(tensor.data[rows]).view(dtype)
+            else:
+                values = (tensor.dequantize(rows) * np.float32(weight.scale)).view(dtype)
             _store_floats(values, area, dtype)
         self._packed[weight] = Packed(address(area), n, k, form, shift, tiles * stride)
         return tiles * stride
@@ -135,7 +140,7 @@ def _store_floats(values: np.ndarray, area: np.ndarray, item: type) -> None:
     out[...] = _by_tile(values, area.shape[0])
 
 
-def _store_scales(codes: Codes, form: TileLayout, area: np.ndarray) -> None:
+def _store_scales(codes: Codes, form: TileLayout, area: np.ndarray, factor: float) -> None:
     """Scales as float16. Those that a K-quant computes in float32 are taken relative to the row's largest,
     which keeps them clear of float16's subnormal range: the rounding is at most 2^-11."""
     tiles, blocks = area.shape[0], form.blocks
@@ -151,7 +156,7 @@ def _store_scales(codes: Codes, form: TileLayout, area: np.ndarray) -> None:
         strides = (area.strides[0], ROWS * width, width)
         return np.ndarray((tiles, columns, ROWS), dtype, area.data, offset=offset, strides=strides)
 
-    section(0, 1, np.float32)[...] = _by_tile(row, tiles)
+    section(0, 1, np.float32)[...] = _by_tile(row * np.float32(factor), tiles)
     section(form.scale, blocks, np.float16)[...] = _by_tile((codes.scale / row).astype(np.float16), tiles)
     if codes.minimum is not None:
         low = (codes.minimum / row).astype(np.float16)

@@ -1,0 +1,62 @@
+"""The thread team: every thread takes part, barriers hold, and closing ends the threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+
+from edgellm.kernels.bandwidth import measure
+from edgellm.kernels.compile import load_kernels
+from edgellm.kernels.layout import Elementwise, Instruction, State, Step, record
+from edgellm.kernels.memory import address, aligned
+from edgellm.kernels.simd.level import host_target
+from edgellm.kernels.team import Team
+
+
+def run_chain(threads: int, steps: int, calls: int) -> np.ndarray:
+    """x = x + x shifted by a vector, `steps` times a call, each step reading what other threads wrote."""
+    target = host_target()
+    kernels = load_kernels(["elementwise/function=add", "step"], target)
+    vectors = 64
+    buffers = [aligned(16 * (vectors + 1), np.float32) for _ in range(2)]
+    buffers[0][:] = np.arange(len(buffers[0])) % 7
+    records = []
+    for i in range(steps):
+        source, out = address(buffers[i % 2]), address(buffers[(i + 1) % 2])
+        records.append(record(Elementwise, X=source, Y=source + 64, OUT=out, VECTORS=vectors))
+    table = aligned(len(Instruction) * steps, np.int64).reshape(steps, len(Instruction))
+    for row, args in zip(table, records, strict=True):
+        row[:] = kernels["elementwise/function=add"], address(args), 1, 1
+    step = record(Step, COUNT=steps, TABLE=address(table))
+    barrier = aligned(16, np.int64)
+    state = record(State, TOKENS=1, BARRIER=address(barrier))
+    team = Team(threads)
+    for _ in range(calls):
+        team.run(kernels["step"], address(step), address(state))
+        buffers[0] *= np.float32(0.5**steps)
+    team.close()
+    return buffers[0].copy()
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    alone = run_chain(1, 40, 25)
+    for threads in (2, 3, 5):  # more than this machine has cores: waiting threads must give way
+        np.testing.assert_array_equal(run_chain(threads, 40, 25), alone)
+
+
+def test_close_ends_the_threads() -> None:
+    before = threading.active_count()
+    team = Team(4)
+    assert threading.active_count() == before + 3
+    team.close()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_bandwidth_is_that_of_a_memory() -> None:
+    speed = measure(1, nbytes=64 << 20)
+    assert 5e7 < speed < 1e12
