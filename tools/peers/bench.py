@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from edgellm.errors import CheckFailed, EdgeError
 from tools.peers import build, chart
 
+BUSY = 0.25  # load average per core above which the figures are called doubtful
 Measured = dict[str, float]  # test ("pp128", "tg64") -> tokens per second, median of the repetitions
 
 
@@ -71,6 +73,9 @@ def run(options: argparse.Namespace) -> int:
         raise EdgeError("--rounds, --repetitions and --threads must be at least 1.")
     floors = [parse_floor(text) for text in options.at_least]
     model = resolve(options.model, pull=True)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cores:
+        print(f"Other programs keep this machine busy (load {load:.1f} on {cores} cores).", file=sys.stderr)
     tests = (options.prompt, options.generate)
     bench = build.program("llama-bench")
 
@@ -88,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
                 {
                     "model": str(model),
                     "peer": f"llama.cpp of {build.PACKAGE} {build.VERSION}",
+                    "cores": cores,
+                    "load": load,
                     "results": rows,
                 }
             )
