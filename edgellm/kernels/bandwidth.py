@@ -18,12 +18,13 @@ PASSES = 7
 
 def measure(threads: int, nbytes: int = BUFFER_BYTES) -> float:
     """Bytes per second that `threads` threads read together from `nbytes` of memory; the median pass."""
-    kernel = load_kernels(["stream"], host_target())["stream"]
+    target = host_target()
+    kernel = load_kernels(["stream"], target)["stream"]
     buffer = reserve(nbytes, huge_pages=True, what="the bandwidth measurement")
     buffer[:] = 1  # a page that was never written is not memory yet
     sums = aligned(16 * threads, np.int32)
     args = record(Stream, ADDRESS=address(buffer), NBYTES=nbytes, OUT=address(sums))
-    team = Team(threads)
+    team = Team(threads, target)
     try:
         seconds = []
         for _ in range(PASSES):

@@ -84,6 +84,9 @@ Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES CODES")
 Step = slots("Step", "COUNT TABLE")
 Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY")
 
+# A team's call, and what its threads wait on: GENERATION and FINISHED count up, each on a cache line.
+TeamCall = slots("TeamCall", "KERNEL ARGS STATE")
+Control = slots("Control", "GENERATION A B C D E F G FINISHED I J K L M N O CALL")
 # NBYTES (a multiple of 256 a thread) at ADDRESS are read; OUT: 64 bytes a thread for the sums.
 Stream = slots("Stream", "ADDRESS NBYTES OUT")
 

@@ -11,7 +11,7 @@ from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import State, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target, host_levels, host_target
-from edgellm.kernels.team import call_alone
+from edgellm.kernels.team import call_kernel
 
 RunKernel = Callable[..., None]
 
@@ -29,7 +29,7 @@ def run_kernel() -> RunKernel:
     def run(target: Target, kernel: str, args: np.ndarray, **state: int) -> None:
         fields = {"TOKENS": 1, "ZERO": address(zero), "BARRIER": address(barrier), **state}
         state_record = record(State, **fields)
-        call_alone(load_kernels([kernel], target)[kernel], address(args), address(state_record))
+        call_kernel(load_kernels([kernel], target)[kernel], address(args), address(state_record))
 
     return run
 

@@ -16,7 +16,7 @@ from edgellm.kernels.memory import address
 from edgellm.kernels.simd.emit import Emit
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
-from edgellm.kernels.team import call_alone
+from edgellm.kernels.team import call_kernel
 
 _engines: list[Any] = []
 
@@ -54,6 +54,6 @@ def probe(target: Target, emit: Callable[[Emit, Any, Any, Any], None]) -> Callab
 
     def call(x: Any, y: Any, out: Any) -> None:
         args = np.array([address(x), address(y), address(out)], np.int64)
-        call_alone(code, address(args))
+        call_kernel(code, address(args))
 
     return call

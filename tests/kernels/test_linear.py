@@ -28,7 +28,7 @@ from edgellm.kernels.layout import (
 )
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.team import call_alone
+from edgellm.kernels.team import call_kernel
 from edgellm.program.ops import Weight
 
 BLOCK_TYPES = sorted(QUANTIZED_TYPES)
@@ -75,7 +75,7 @@ def store_of(tensor: Tensor, target: Target) -> WeightStore:
             Pack, SOURCE=address(codes), N=codes.shape[0], K=codes.shape[1], WEIGHT=to,
             TILE_STRIDE=form.stride, TILES=tiles, CODES=form.codes,
         )  # fmt: skip
-        call_alone(load_kernels([kernel], target)[kernel], address(args))
+        call_kernel(load_kernels([kernel], target)[kernel], address(args))
 
     store.pack(pack, threads=1)
     return store

@@ -32,7 +32,7 @@ def run_chain(threads: int, steps: int, calls: int) -> np.ndarray:
     step = record(Step, COUNT=steps, TABLE=address(table))
     barrier = aligned(16, np.int64)
     state = record(State, TOKENS=1, BARRIER=address(barrier))
-    team = Team(threads)
+    team = Team(threads, target)
     for _ in range(calls):
         team.run(kernels["step"], address(step), address(state))
         buffers[0] *= np.float32(0.5**steps)
@@ -48,7 +48,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_close_ends_the_threads() -> None:
     before = threading.active_count()
-    team = Team(4)
+    team = Team(4, host_target())
     assert threading.active_count() == before + 3
     team.close()
     deadline = time.monotonic() + 5

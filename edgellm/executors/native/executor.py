@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -27,7 +28,7 @@ from edgellm.kernels.layout import (
 )
 from edgellm.kernels.memory import address, aligned, reserve
 from edgellm.kernels.simd.level import Target, host_target
-from edgellm.kernels.team import Team, call_alone
+from edgellm.kernels.team import Team, call_kernel
 from edgellm.program import access, ops
 from edgellm.program.program import Program
 
@@ -66,7 +67,8 @@ class NativeExecutor(Executor):
             self.target,
             lambda d, t: progress("compiling", d, t) if progress else None,
         )
-        self._team = Team(threads)
+        self._team = Team(threads, self.target)
+        self.lock = threading.Lock()  # sessions share the activations' memory
         self._pack_kernels = kernels
         self._store.pack(
             self._pack_codes, threads, lambda d, t: progress("packing", d, t) if progress else None
@@ -130,7 +132,7 @@ class NativeExecutor(Executor):
         codes = np.ascontiguousarray(codes)
         fields = {"SOURCE": address(codes), "N": codes.shape[0], "K": codes.shape[1], "WEIGHT": to}
         args = record(Pack, **fields, TILE_STRIDE=form.stride, TILES=tiles, CODES=form.codes)
-        call_alone(self._pack_kernels[f"pack/bits={form.bits}"], address(args))
+        call_kernel(self._pack_kernels[f"pack/bits={form.bits}"], address(args))
 
     def _reserve_rope(self, context: int) -> None:
         """Tables of cosines and sines for `context` positions; they are filled as positions come up."""
@@ -178,16 +180,17 @@ class NativeSession(Session):
         return self.position * self._per_position
 
     def _forward(self, tokens: np.ndarray, all_logits: bool) -> np.ndarray:
-        results = []
+        results: list[np.ndarray] = []
         for first in range(0, len(tokens), CHUNK):
             ids = np.ascontiguousarray(tokens[first : first + CHUNK])
             position = self.position + first
             self._state[State.TOKENS], self._state[State.POSITION] = len(ids), position
             self._state[State.ALL_LOGITS], self._state[State.IDS] = int(all_logits), address(ids)
-            self._executor.run(self._state, position + len(ids) - 1)
-            if all_logits:
-                results.append(self._executor.logits(len(ids)).copy())
-        return np.concatenate(results) if all_logits else self._executor.logits(1)[0].copy()
+            with self._executor.lock:
+                self._executor.run(self._state, position + len(ids) - 1)
+                chunk = self._executor.logits(len(ids) if all_logits else 1).copy()
+            results = [*results, chunk] if all_logits else [chunk]
+        return np.concatenate(results) if all_logits else results[-1][0]
 
 
 def _matrices(program: Program) -> list[ops.Weight]:
