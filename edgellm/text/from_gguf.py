@@ -7,9 +7,11 @@ SentencePiece BPE (merges follow from the scores), `gemma4` is BPE on raw UTF-8.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.text.pretokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -125,7 +127,7 @@ class _Source:
         if value is None:
             return None
         values = list(value)
-        if not all(isinstance(v, str) for v in values):
+        if not {*map(type, values)} <= {str}:
             raise EdgeError(
                 f"{self.path}: tokenizer.ggml.{key} should be a list of text; the file is damaged."
             )
@@ -203,12 +205,13 @@ def _bpe(source: _Source, vocab: dict[str, int], pre: PreTokenizer) -> tokenizer
     lines = source.strings("merges")
     if not lines:
         raise EdgeError(f"{source.path}: the vocabulary has no merges (tokenizer.ggml.merges).")
-    merges = []
-    for line in lines:
-        cut = line.find(" ", 1)  # a piece may itself begin with a space
-        if cut < 0:
-            raise EdgeError(f"{source.path}: the merge {line!r} is not two tokens; the file is damaged.")
-        merges.append((line[:cut], line[cut + 1 :]))
+    try:
+        merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
+    except ValueError:
+        line = next(line for line in lines if line.count(" ") != 1)
+        raise EdgeError(
+            f"{source.path}: the merge {line!r} is not two tokens; the file is damaged."
+        ) from None
     backend = _model(source, vocab, merges, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
     splits: list[pre_tokenizers.PreTokenizer] = [
         pre_tokenizers.Split(Regex(p), "isolated") for p in pre.patterns
@@ -245,24 +248,21 @@ def _sentencepiece(
 
 
 def merges_from_scores(
-    tokens: Iterable[str], vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
+    tokens: Sequence[str], vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
 ) -> list[tuple[str, str]]:
     """Merge rules, best first, that do what SentencePiece does: join the pair whose result scores highest.
 
     Every way to cut a token into two tokens is a rule with the token's score as its rank. Control, unknown,
     byte and user-defined tokens are never the result of a merge.
     """
-    rules = []
-    for id, token in enumerate(tokens):
-        if len(token) < 2 or types[id] not in (NORMAL, UNUSED):
-            continue
-        score = -scores[id]
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocab and right in vocab:
-                rules.append((score, id, cut, left, right))
-    rules.sort()
-    return [rule[3:] for rule in rules]
+    rules: list[tuple[str, str]] = []
+    for id in np.argsort(-np.asarray(scores, dtype=np.float32), kind="stable").tolist():
+        token = tokens[id]
+        if types[id] == NORMAL or types[id] == UNUSED:
+            for cut in range(1, len(token)):
+                if token[:cut] in vocab and token[cut:] in vocab:
+                    rules.append((token[:cut], token[cut:]))
+    return rules
 
 
 def _model(
@@ -271,10 +271,9 @@ def _model(
     import tokenizers
     from tokenizers.models import BPE
 
-    for left, right in merges:
-        if left + right not in vocab or left not in vocab or right not in vocab:
-            raise EdgeError(
-                f"{source.path}: the merge {left!r} + {right!r} names a token that is not in the vocabulary; "
-                "the file is damaged."
-            )
-    return tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, **options))
+    try:
+        return tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, **options))
+    except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
+        unknown = [m for m in merges if not {*m, "".join(m)} <= vocab.keys()]
+        what = f"the merge {' '.join(unknown[0])!r} makes or names an unknown token" if unknown else error
+        raise EdgeError(f"{source.path}: the vocabulary is damaged: {what}.") from None

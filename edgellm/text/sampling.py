@@ -108,8 +108,9 @@ class Sampler:
         ids, values = self._candidates(x, top)
         weights = np.exp((values.astype(np.float64) - top) / self.params.temperature)
         edges = np.cumsum(weights)
-        at = int(np.searchsorted(edges, self._rng.random() * edges[-1], side="right"))
-        return int(ids[min(at, len(ids) - 1)])
+        at = np.searchsorted(edges, self._rng.random() * edges[-1], side="right")
+        last = np.searchsorted(edges, edges[-1])  # rounding must not reach a token of weight 0 at the end
+        return int(ids[min(at, last)])
 
     def _adjust(self, logits: np.ndarray) -> np.ndarray:
         """logits with bias and penalties, a copy if there are any."""

@@ -99,14 +99,16 @@ class Tokenizer:
 
         special: control tokens written out in the text ("<|im_end|>") become their ids; False keeps them
         as plain text. bos: put the start token first; None does what the model says (and, for the few
-        models that want it, also appends the end token). Raises EdgeError on text that is not Unicode.
+        models that want it, also appends the end token). A byte that the vocabulary has no token for is left
+        out, as everywhere (SmolLM2 lacks some control characters). Raises EdgeError on broken Unicode.
         """
         try:
-            with self._lock:
-                self._backend.encode_special_tokens = not special
-                ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # half of a surrogate pair: bytes that were not UTF-8
             raise EdgeError("The text is not valid UTF-8; re-encode it as UTF-8 first.") from None
+        with self._lock:
+            self._backend.encode_special_tokens = not special
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if self.add_bos if bos is None else bos:
             if self.bos_id is None:
                 raise EdgeError(f"{self.source}: the model has no start token, so none can be added.")
