@@ -227,8 +227,7 @@ def check_context(checkpoint: Checkpoint, context: int | None) -> int:
         return min(longest, DEFAULT_CONTEXT)
     if not 1 <= context <= longest:
         raise EdgeError(
-            f"A context of {context} tokens is outside of what {checkpoint.path.name} can hold; "
-            f"choose --ctx between 1 and {longest}."
+            f"{checkpoint.path.name} holds a context of 1 to {longest} tokens, not of {context}; ask for less."
         )
     return context
 

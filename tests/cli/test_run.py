@@ -134,7 +134,7 @@ def test_bad_input_is_one_sentence(edgellm, sentence, tiny, tmp_path):
         ([tiny, "-"], "prompt is empty"),
         ([tiny, "hello " * 200], f"longer than the context of {CONTEXT}"),
         ([tiny, "hello", "--ctx", "4"], "longer than the context of 4"),
-        ([tiny, "hello", "--ctx", CONTEXT + 1], f"between 1 and {CONTEXT}"),
+        ([tiny, "hello", "--ctx", CONTEXT + 1], f"1 to {CONTEXT} tokens"),
         ([tiny, "hello", "--stop", ""], "stop string is empty"),
         ([tiny, "hello", "--logit-bias", "100000=1"], "100000"),
         ([tiny, "hello", "--raw", "--system", "x"], "--system"),

@@ -24,9 +24,7 @@ def vocabulary() -> list[str]:
     return SPECIAL + letters + [merge.replace(" ", "") for merge in MERGES]
 
 
-def write_tiny_gguf(
-    path: Path, *, chat_template: bool = True, context: int = CONTEXT, seed: int = 1
-) -> Path:
+def write_tiny_gguf(path: Path, *, chat_template: bool = True, context: int = CONTEXT, seed: int = 1) -> Path:
     """Write the model to `path` and return it; linear weights are Q8_0, norms F32."""
     rng = np.random.default_rng(seed)
     tokens = vocabulary()
