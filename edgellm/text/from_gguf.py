@@ -7,6 +7,7 @@ SentencePiece BPE (merges follow from the scores), `gemma4` is BPE on raw UTF-8.
 from __future__ import annotations
 
 import logging
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,10 @@ class _Source:
         value = self.get(key)
         if value is None:
             return default if default is not None and default < n_tokens else None
-        id = int(value)
+        id = int(value) if isinstance(value, numbers.Integral) else -1
         if not 0 <= id < n_tokens:
             raise EdgeError(
-                f"{self.path}: tokenizer.ggml.{key} is {id}, but the vocabulary has {n_tokens} tokens."
+                f"{self.path}: tokenizer.ggml.{key} is {value}, but the vocabulary has {n_tokens} tokens."
             )
         return id
 
@@ -143,13 +144,15 @@ class _Source:
         value = self.get(key)
         if value is None:
             return None
-        values: list[Any] = value.tolist() if hasattr(value, "tolist") else list(value)
+        values = np.asarray(value)
+        if values.ndim != 1 or values.dtype.kind not in "iuf":
+            raise EdgeError(f"{self.path}: tokenizer.ggml.{key} should be a list of numbers.")
         if len(values) != n_tokens:
             raise EdgeError(
                 f"{self.path}: tokenizer.ggml.{key} has {len(values)} entries for {n_tokens} tokens; "
                 "the file is damaged."
             )
-        return values
+        return values.tolist()
 
     def token_types(self, n_tokens: int) -> list[int]:
         return self.numbers("token_type", n_tokens) or [NORMAL] * n_tokens

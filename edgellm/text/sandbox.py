@@ -25,7 +25,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_STEPS = 200_000  # loop passes and macro calls in one rendering; a long chat needs some thousands
+MAX_STEPS = 100_000  # loop passes and macro calls in one rendering; a long chat needs some thousands
 MAX_SIZE = 1 << 20  # largest repeat, padding or width that a template may ask for
 _LONG_NUMBER = re.compile(r"\d{7,}")
 _SIZED_FILTERS = ("batch", "center", "format", "indent", "slice", "truncate", "wordwrap")

@@ -216,9 +216,12 @@ def test_ids_outside_the_vocabulary_stand_for_nothing() -> None:
         ({"merges": ["h e", "he x"]}, "merge 'he x' makes or names an unknown token"),
         ({"merges": ["h e", "he yy"]}, "merge 'he yy' makes or names an unknown token"),
         ({"token_type": [1, 1]}, "token_type has 2 entries for"),
+        ({"token_type": "abc"}, "token_type should be a list of numbers"),
+        ({"eos_token_id": "2"}, "eos_token_id is 2, but the vocabulary has"),
         ({"eos_token_id": 99999}, "eos_token_id is 99999, but the vocabulary has"),
         ({"add_bos_token": True}, "adds start tokens but the file names none"),
         ({"model": "llama"}, "has no scores"),
+        ({"model": "llama", "scores": ["a", "b"]}, "scores should be a list of numbers"),
         ({"model": "llama", "scores": [1.0]}, "scores has 1 entries for"),
     ],
 )
