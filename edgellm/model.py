@@ -227,7 +227,7 @@ def check_context(checkpoint: Checkpoint, context: int | None) -> int:
         return min(longest, DEFAULT_CONTEXT)
     if not 1 <= context <= longest:
         raise EdgeError(
-            f"{checkpoint.path.name} holds a context of 1 to {longest} tokens, not of {context}; ask for less."
+            f"{checkpoint.path.name} holds a context of 1 to {longest} tokens, not {context}; ask for less."
         )
     return context
 

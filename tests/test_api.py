@@ -117,7 +117,7 @@ def test_the_context_is_what_was_asked_for(path):
     [
         ({"executor": "abacus"}, "no executor 'abacus'"),
         ({"threads": 0}, "number of threads is 0"),
-        ({"context": 0}, "not of 0"),
+        ({"context": 0}, "not 0"),
         ({"context": CONTEXT + 1}, f"1 to {CONTEXT} tokens"),
     ],
 )

@@ -159,7 +159,7 @@ def report(loaded: Model, result: Generation, chat: bool, how: dict[str, Any]) -
     decode = timings.decode_tokens_per_second
     note(f"executor {loaded.executor.name}, {loaded.threads} threads, context {loaded.context}")
     for path, names in paths_taken(loaded.executor.describe()).items():
-        note(f"  {path}: {len(names)} tensors ({names[0]}{', ...' if len(names) > 1 else ''})")
+        note(f"  {path}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
     note(f"chat template {'applied' if chat else 'not applied'}, seed {how['seed']}")
     note(
         f"load {timings.load_s:.2f} s, first token {timings.ttft_s:.3f} s, "

@@ -54,7 +54,7 @@ def test_the_table_names_the_tests(edgellm, tiny):
 
 
 def test_a_depth_beyond_the_models_context_is_one_sentence(edgellm, sentence, tiny):
-    assert "1 to 128 tokens, not of 1008" in sentence(edgellm("bench", tiny, *SMALL, "--depth", "1000"))
+    assert "1 to 128 tokens, not 1008" in sentence(edgellm("bench", tiny, *SMALL, "--depth", "1000"))
 
 
 def test_a_token_needs_every_weight_but_one_row_of_the_embedding(tiny):

@@ -44,7 +44,7 @@ def test_text_is_streamed_to_standard_output_alone(edgellm, run_json, tiny):
 
 def test_verbose_tells_paths_and_timings_on_standard_error(edgellm, tiny):
     process = edgellm("run", tiny, "hello", "-n", "4", "-v", *GREEDY)
-    assert "NumPy float32, dequantised from Q8_0: 16 tensors" in process.stderr
+    assert "NumPy float32, dequantised from Q8_0: token_embd.weight and 15 more" in process.stderr
     assert "chat template applied" in process.stderr
     assert "tokens/s" in process.stderr
 
