@@ -45,16 +45,18 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
 #   BARRIER     address of an int64 counter on its own cache line
 State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV CONTEXT SCRATCH SCRATCH_BYTES ZERO BARRIER")
 
-# The argument records of the kernels. X, ACT, OUT and the like are addresses, *_STRIDE bytes from one
+# The argument records of the kernels. X, ACT, INPUT, OUT and the like are addresses, *_STRIDE bytes from one
 # token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
 LinearQ = slots(
     "LinearQ",
     "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT SCALE MIN CODES "
-    "ACT ACT_STRIDE ACT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_ISUM OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+    "INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_ISUM "
+    "OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
 )
 LinearF = slots(
     "LinearF",
-    "WEIGHT TILE_STRIDE TILES INPUTS X X_STRIDE X_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+    "WEIGHT TILE_STRIDE TILES INPUTS INPUT INPUT_STRIDE INPUT_PRIVATE "
+    "OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
 )
 Quantize = slots(
     "Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS LOW SCALE FSUM32 ISUM32 FSUM16 ISUM16"

@@ -12,11 +12,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP, State
+from edgellm.kernels.layout import GROUP
 from edgellm.kernels.layout import LinearF as Arg
+from edgellm.kernels.linear import over_tiles
 from edgellm.kernels.simd.emit import I64, LANES, V16F16, V16F32, V16I16, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import i64_at
 
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 UNROLL = 4  # independent sums of a lone token, to hide the latency of the multiply-add
@@ -56,7 +56,7 @@ def _emit_tile(
     def arg(slot: int) -> ir.Value:
         return e.load(e.offset(args, 8 * slot), I64, 8)
 
-    x_stride, out_stride, inputs = arg(Arg.X_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.INPUTS)
+    x_stride, out_stride, inputs = arg(Arg.INPUT_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.INPUTS)
     rows = [e.offset(x, b.mul(x_stride, e.i64(t))) for t in range(tokens)]
 
     def step(k: Any, sums: list[Any], width: int) -> list[Any]:
@@ -85,31 +85,4 @@ def _emit_tile(
 
 def build(target: Target, kind: str) -> Callable[..., None]:
     """The kernel linear_f for one weight type. Threads share out the tiles."""
-    tile1, tile_group = make_tile(target, kind, 1), make_tile(target, kind, GROUP)
-
-    def linear_f(args: int, state: int, thread: int, threads: int) -> None:
-        a, s = i64_at(args), i64_at(state)
-        tokens = s[State.TOKENS]
-        x = a[Arg.X]
-        if tokens == 1:
-            x += a[Arg.X_PRIVATE] * thread * a[Arg.X_STRIDE]
-        elif a[Arg.LAST_ONLY] != 0 and s[State.ALL_LOGITS] == 0:
-            x += (tokens - 1) * a[Arg.X_STRIDE]
-            tokens = 1
-        first = a[Arg.TILES] * thread // threads
-        last = a[Arg.TILES] * (thread + 1) // threads
-        for tile in range(first, last):
-            w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
-            out = a[Arg.OUT] + tile * (4 * LANES)
-            bias = a[Arg.BIAS] + tile * (4 * LANES) if a[Arg.BIAS] != 0 else s[State.ZERO]
-            old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
-            if tokens == 1:
-                tile1(args, w, x, out, old, old_stride, bias)
-            else:
-                for t in range(0, tokens, GROUP):
-                    tile_group(
-                        args, w, x + t * a[Arg.X_STRIDE], out + t * a[Arg.OUT_STRIDE],
-                        old + t * old_stride, old_stride, bias,
-                    )  # fmt: skip
-
-    return linear_f
+    return over_tiles(Arg, *(make_tile(target, kind, tokens) for tokens in (1, GROUP)))

@@ -13,12 +13,12 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP, State
+from edgellm.kernels.layout import GROUP
 from edgellm.kernels.layout import LinearQ as Arg
+from edgellm.kernels.linear import over_tiles
 from edgellm.kernels.simd.dot4 import dot4
-from edgellm.kernels.simd.emit import I32, LANES, V16F16, V16F32, V16I32, V64I8, Emit, const
+from edgellm.kernels.simd.emit import I32, V16F16, V16F32, V16I32, V64I8, Emit, const
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import i64_at
 
 PREFETCH_BYTES = 1024  # ahead in the stream of codes
 
@@ -50,7 +50,7 @@ def _emit_tile(
     def arg(slot: int) -> Any:
         return e.load(e.offset(args, 8 * slot), e.i64(0).type, 8)
 
-    act_stride, out_stride, blocks = arg(Arg.ACT_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.BLOCKS)
+    act_stride, out_stride, blocks = arg(Arg.INPUT_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.BLOCKS)
     scales, minima, codes = (e.offset(w, arg(s)) for s in (Arg.SCALE, Arg.MIN, Arg.CODES))
     shift = e.splat(b.trunc(arg(Arg.ZERO_SHIFT), I32))
     rows = [e.offset(act, b.mul(act_stride, e.i64(t))) for t in range(tokens)]
@@ -104,32 +104,5 @@ def _emit_tile(
 
 def build(target: Target, bits: int, asym: int, block: int, planes: int) -> Callable[..., None]:
     """The kernel linear_q for one weight form. Threads share out the tiles."""
-    tile1 = make_tile(target, bits, bool(asym), block, planes, 1)
-    tile_group = make_tile(target, bits, bool(asym), block, planes, GROUP)
-
-    def linear_q(args: int, state: int, thread: int, threads: int) -> None:
-        a, s = i64_at(args), i64_at(state)
-        tokens = s[State.TOKENS]
-        act = a[Arg.ACT]
-        if tokens == 1:
-            act += a[Arg.ACT_PRIVATE] * thread * a[Arg.ACT_STRIDE]
-        elif a[Arg.LAST_ONLY] != 0 and s[State.ALL_LOGITS] == 0:
-            act += (tokens - 1) * a[Arg.ACT_STRIDE]
-            tokens = 1
-        first = a[Arg.TILES] * thread // threads
-        last = a[Arg.TILES] * (thread + 1) // threads
-        for tile in range(first, last):
-            w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
-            out = a[Arg.OUT] + tile * (4 * LANES)
-            bias = a[Arg.BIAS] + tile * (4 * LANES) if a[Arg.BIAS] != 0 else s[State.ZERO]
-            old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
-            if tokens == 1:
-                tile1(args, w, act, out, old, old_stride, bias)
-            else:
-                for t in range(0, tokens, GROUP):
-                    tile_group(
-                        args, w, act + t * a[Arg.ACT_STRIDE], out + t * a[Arg.OUT_STRIDE],
-                        old + t * old_stride, old_stride, bias,
-                    )  # fmt: skip
-
-    return linear_q
+    forms = [make_tile(target, bits, bool(asym), block, planes, tokens) for tokens in (1, GROUP)]
+    return over_tiles(Arg, *forms)

@@ -146,7 +146,7 @@ def test_linear_q_matches_numpy_on_the_same_integers(
         args = record(
             LinearQ, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles,
             BLOCKS=packed.form.blocks, ZERO_SHIFT=packed.zero_shift, SCALE=packed.form.scale,
-            MIN=packed.form.minimum, CODES=packed.form.codes, ACT=address(act), ACT_STRIDE=layout.stride,
+            MIN=packed.form.minimum, CODES=packed.form.codes, INPUT=address(act), INPUT_STRIDE=layout.stride,
             ACT_LOW=layout.low, ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32 if wide else layout.fsum16,
             ACT_ISUM=layout.isum32 if wide else layout.isum16, OUT=address(out), OUT_STRIDE=192,
             BIAS=address(bias), ACCUMULATE=1,
@@ -176,8 +176,8 @@ def test_linear_f_matches_numpy(run_kernel, target: Target, type_name: str, k: i
     x[:tokens, :k] = np.random.default_rng(2).standard_normal((tokens, k))
     out = aligned(align(tokens, GROUP) * 32, np.float32).reshape(-1, 32)
     args = record(
-        LinearF, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles, INPUTS=k, X=address(x),
-        X_STRIDE=stride, OUT=address(out), OUT_STRIDE=128,
+        LinearF, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles, INPUTS=k,
+        INPUT=address(x), INPUT_STRIDE=stride, OUT=address(out), OUT_STRIDE=128,
     )  # fmt: skip
     run_kernel(target, f"linear_f/{kernel_form(packed.form)}", args, TOKENS=tokens, ALL_LOGITS=1)
     exact = x[:tokens, :k].astype(np.float64) @ tensor.dequantize().astype(np.float64).T

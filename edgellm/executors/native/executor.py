@@ -214,7 +214,7 @@ def describe_form(form: TileLayout | str, target: Target) -> str:
     """One phrase for `inspect`."""
     if isinstance(form, TileLayout):
         zero = "asymmetric" if form.asym else "symmetric"
-        return f"tile16x4 {form.bits}-bit {zero}, blocks of {form.block}, int8 dot products ({target.level})"
+        return f"tile16x4 {form.bits}-bit {zero}, blocks of {form.block}, int8 dot products of two planes ({target.level})"
     return f"tile16 {form}, float32 sums ({target.level})"
 
 

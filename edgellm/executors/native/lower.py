@@ -167,15 +167,18 @@ class Lowering:
             act = ActLayout(packed.k)
             wide = packed.form.block == 32
             fields |= _packed_sections(packed) | {
-                "BLOCKS": packed.form.blocks, "ACT": source.address, "ACT_STRIDE": act.stride,
-                "ACT_PRIVATE": int(source.private), "ACT_LOW": act.low, "ACT_SCALE": act.scale,
+                "BLOCKS": packed.form.blocks, "INPUT": source.address, "INPUT_STRIDE": act.stride,
+                "INPUT_PRIVATE": int(source.private), "ACT_LOW": act.low, "ACT_SCALE": act.scale,
                 "ACT_FSUM": act.fsum32 if wide else act.fsum16,
                 "ACT_ISUM": act.isum32 if wide else act.isum16,
             }  # fmt: skip
             kernel, slots = f"linear_q/{kernel_form(packed.form)},planes={self._planes}", "LinearQ"
         else:
             source = x
-            fields |= {"X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private), "INPUTS": packed.k}
+            fields |= {
+                "INPUT": x.address, "INPUT_STRIDE": x.stride, "INPUT_PRIVATE": int(x.private),
+                "INPUTS": packed.k,
+            }  # fmt: skip
             kernel, slots = f"linear_f/{kernel_form(packed.form)}", "LinearF"
         reads = [source]
         if add_to is None:
