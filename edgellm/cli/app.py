@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -92,9 +94,7 @@ def command_group() -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (sys.argv by default) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the run
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     try:
         code = _invoke(arguments or ["--help"])
         sys.stdout.flush()
@@ -107,13 +107,30 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:  # the reader has all that it wanted, as in `edgellm run ... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except MemoryError:
         return _complain("edgellm: There is not enough memory for this model and context.", 2)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _drop_output()
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"edgellm: {where}{error.strerror or error}.", 2)
+
+
+def _prepare_streams() -> None:
+    """Streams that were closed lead nowhere; a character that the terminal lacks does not end the run."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """What standard output could not take must not be tried again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -81,7 +81,7 @@ def sampling(
 
     from edgellm.text.sampling import SamplingParams
 
-    how = {
+    how: dict[str, Any] = {
         "temperature": temp,
         "seed": secrets.randbits(32) if seed is None else seed,
         "top_k": top_k,

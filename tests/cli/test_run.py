@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from edgellm.cli.run import model_and_prompt
+from edgellm.errors import EdgeError
 from tests.e2e.tiny_model import CONTEXT, vocabulary, write_tiny_gguf
 
 GREEDY = ["--temp", "0", "--executor", "reference"]
@@ -162,6 +164,32 @@ def test_a_reader_that_leaves_early_is_no_error(environment, tiny):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_under_standard_output_is_one_sentence(environment, tiny, options):
+    command = [sys.executable, "-m", "edgellm", "run", tiny, "hello", *GREEDY, *options]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (process.returncode, process.stderr) == (2, "edgellm: No space left on device.\n")
+
+
+@pytest.mark.parametrize(
+    ("closing", "code", "error"),
+    [(">&-", 0, ""), ("<&-", 2, "edgellm: The prompt is empty; give some text.\n")],
+)
+def test_closed_streams_lead_nowhere(environment, tiny, closing, code, error):
+    prompt = "hello" if ">" in closing else ""
+    command = f"exec {sys.executable} -m edgellm run -m {tiny} {prompt} {' '.join(GREEDY)} {closing}"
+    process = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (code, "", error)
+
+
+def test_without_a_prompt_at_a_terminal_it_is_asked_for(tiny, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    for words, model in (([], None), ([str(tiny)], None), ([], "smollm2")):
+        with pytest.raises(EdgeError, match="The prompt is missing"):
+            model_and_prompt(words, model)
 
 
 def test_ctrl_c_exits_with_130_and_no_traceback(environment, tmp_path):
