@@ -33,6 +33,7 @@ from edgellm.program import access, ops
 from edgellm.program.program import Program
 
 CHUNK = 256  # tokens that go through the Program at once in prefill
+ACTIVATION_PLANES = 2  # docs/decisions/0002
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
 
@@ -53,7 +54,7 @@ class NativeExecutor(Executor):
         threads: int = 1,
         progress: Progress | None = None,
         target: Target | None = None,
-        activation_planes: int = 2,
+        activation_planes: int = ACTIVATION_PLANES,
     ):
         if threads < 1:
             raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
@@ -68,6 +69,7 @@ class NativeExecutor(Executor):
             lambda d, t: progress("compiling", d, t) if progress else None,
         )
         self._team = Team(threads, self.target)
+        self._planes = activation_planes
         self.lock = threading.Lock()  # sessions share the activations' memory
         self._pack_kernels = kernels
         self._store.pack(
@@ -111,7 +113,7 @@ class NativeExecutor(Executor):
         described = {}
         for weight in _matrices(self.program):
             form = self._store[weight].form
-            described[str(weight)] = describe_form(form, self.target)
+            described[str(weight)] = describe_form(form, self.target, self._planes)
         return described
 
     # -- used by sessions --------------------------------------------------------------------------
@@ -210,12 +212,13 @@ def _forms(program: Program, checkpoint: Checkpoint) -> list[TileLayout | str]:
     return [form_of(t.type, t.shape[-1]) for t in tensors]
 
 
-def describe_form(form: TileLayout | str, target: Target) -> str:
+def describe_form(form: TileLayout | str, target: Target, planes: int = ACTIVATION_PLANES) -> str:
     """One phrase for `inspect`."""
-    if isinstance(form, TileLayout):
-        zero = "asymmetric" if form.asym else "symmetric"
-        return f"tile16x4 {form.bits}-bit {zero}, blocks of {form.block}, int8 dot products of two planes ({target.level})"
-    return f"tile16 {form}, float32 sums ({target.level})"
+    if not isinstance(form, TileLayout):
+        return f"tile16 {form}, float32 activations ({target.level})"
+    minimum = " with minimum" if form.asym else ""
+    scales = f"{form.bits}-bit{minimum}, scale per {form.block}"
+    return f"tile16x4 {scales}, activations in {planes} int8 plane{'s' * (planes > 1)} ({target.level})"
 
 
 def describe_types(types: dict[str, tuple[str, int]], target: Target) -> dict[str, str]:
