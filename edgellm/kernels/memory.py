@@ -23,7 +23,11 @@ def reserve(nbytes: int, huge_pages: bool, what: str) -> np.ndarray:
     """`nbytes` of zeroed address space as uint8, 2 MiB aligned; the system finds pages when they are
     first touched. Raises EdgeError when even the address space is refused."""
     try:
-        area = mmap.mmap(-1, nbytes + HUGE_PAGE)
+        if hasattr(mmap, "MAP_PRIVATE"):  # shared memory, the default, gets no huge pages
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            area = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=flags)
+        else:
+            area = mmap.mmap(-1, nbytes + HUGE_PAGE)
     except (OSError, OverflowError, ValueError) as error:
         raise EdgeError(f"No memory for {what}: {nbytes / 2**20:.0f} MiB were refused ({error}).") from None
     if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -35,3 +39,20 @@ def reserve(nbytes: int, huge_pages: bool, what: str) -> np.ndarray:
 
 def address(array: np.ndarray) -> int:
     return int(array.ctypes.data)
+
+
+def release_pages(view: np.ndarray) -> None:
+    """Drop the pages of a mapped file that lie wholly inside `view`; a later access reads them again.
+
+    Does nothing for memory that is not a mapped file, or where the system has no such advice.
+    """
+    base = view
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = address(view) - address(np.frombuffer(base, np.uint8))
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0 and view.flags.c_contiguous and not view.flags.writeable:
+        base.madvise(mmap.MADV_DONTNEED, first, length)

@@ -12,7 +12,7 @@ from edgellm.errors import EdgeError
 from edgellm.executors.native.codes import QUANTIZED_TYPES, Codes, code_form, decode_codes
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.layout import ROWS, TileLayout, align
-from edgellm.kernels.memory import address, reserve
+from edgellm.kernels.memory import address, release_pages, reserve
 from edgellm.program.ops import Weight
 
 FLOAT_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -119,6 +119,7 @@ class WeightStore:
             else:
                 values = (tensor.dequantize(rows) * np.float32(weight.scale)).view(dtype)
             _store_floats(values, area, dtype)
+        release_pages(tensor.data[rows])  # the packed copy serves from here on
         self._packed[weight] = Packed(address(area), n, k, form, shift, tiles * stride)
         return tiles * stride
 

@@ -1,0 +1,56 @@
+"""Aligned arrays, reservations that cost nothing until touched, and pages given back."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.errors import EdgeError
+from edgellm.kernels.memory import HUGE_PAGE, address, aligned, release_pages, reserve
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_aligned_arrays_are_zero_and_start_on_the_boundary() -> None:
+    for count in (1, 7, 1000):
+        array = aligned(count, np.float32)
+        assert address(array) % 64 == 0
+        assert array.shape == (count,)
+        assert not array.any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_reservation_takes_memory_only_where_it_is_touched() -> None:
+    before = resident_bytes()
+    area = reserve(1 << 32, huge_pages=False, what="a test")
+    assert address(area) % HUGE_PAGE == 0
+    area[:: 1 << 30] = 1
+    assert resident_bytes() - before < 16 << 20
+
+
+def test_impossible_reservation_is_one_sentence() -> None:
+    with pytest.raises(EdgeError, match="No memory for the KV cache: .* MiB were refused"):
+        reserve(1 << 60, huge_pages=False, what="the KV cache")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_released_pages_leave_memory_and_keep_their_content(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 256, 64 << 20, dtype=np.uint8)
+    content.tofile(tmp_path / "file")
+    mapped = np.memmap(tmp_path / "file", np.uint8, "r")[100:]
+    total = int(mapped.sum(dtype=np.int64))
+    full = resident_bytes()
+    release_pages(mapped)
+    assert full - resident_bytes() > 60 << 20
+    assert int(mapped.sum(dtype=np.int64)) == total
+
+
+def test_release_of_ordinary_memory_changes_nothing() -> None:
+    array = np.arange(1 << 16)
+    release_pages(array)
+    np.testing.assert_array_equal(array, np.arange(1 << 16))
