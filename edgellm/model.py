@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -205,8 +206,14 @@ def load(
     checkpoint = open_checkpoint(path)
     context = check_context(checkpoint, context)
     program = build_program(checkpoint, context)
-    tokenizer = load_tokenizer(checkpoint)
-    runner = make_executor(executor, program, checkpoint, threads, progress)
+    with ThreadPoolExecutor(1) as beside:  # packing weights mostly waits for memory, a vocabulary for Python
+        pending = beside.submit(load_tokenizer, checkpoint)
+        runner = make_executor(executor, program, checkpoint, threads, progress)
+        try:
+            tokenizer = pending.result()
+        except EdgeError:
+            runner.close()
+            raise
     load_s = time.perf_counter() - started
     return Model(checkpoint, program, runner, tokenizer, threads=threads, context=context, load_s=load_s)
 
