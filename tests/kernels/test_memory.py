@@ -34,7 +34,7 @@ def test_reservation_takes_memory_only_where_it_is_touched() -> None:
 
 
 def test_impossible_reservation_is_one_sentence() -> None:
-    with pytest.raises(EdgeError, match="No memory for the KV cache: .* MiB were refused"):
+    with pytest.raises(EdgeError, match=r"No memory for the KV cache: .* MiB were refused"):
         reserve(1 << 60, huge_pages=False, what="the KV cache")
 
 
