@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from edgellm.kernels.layout import ROWS, State
+from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE, State, TileLayout
 from edgellm.kernels.layout import Embed as Arg
 from edgellm.kernels.linear_f import BYTES
 from edgellm.kernels.simd.level import Target
@@ -17,15 +17,18 @@ from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at, make_half_lane, 
 def build(target: Target, kind: str, bits: int = 0, asym: int = 0, block: int = 0) -> Callable[..., None]:
     """The kernel embed for one packed form: kind "q" with its TileLayout, or "f32", "f16", "bf16"."""
     half_lane = make_half_lane(target)
+    form = TileLayout(0, bits, bool(asym), block)
+    per_line, group_stride, block_bytes = form.group, form.group_stride, form.block_bytes
 
     @numba.njit(inline="always")
     def quantized(a, tile, r, chunk, out, factor):  # type: ignore[no-untyped-def]
-        scale = half_lane(tile + a[Arg.SCALE] + 32 * chunk, r) * f32_at(tile)[r] * factor
+        line = tile + ROW_SCALES + chunk // per_line * group_stride
+        scale = half_lane(line + chunk % per_line * 32, r) * f32_at(tile)[r] * factor
         if asym:
-            low = half_lane(tile + a[Arg.MIN] + 32 * chunk, r) * f32_at(tile)[r] * factor
+            low = half_lane(line + 32, r) * f32_at(tile)[r] * factor
         else:
             low = -scale * np.float32(1 << a[Arg.ZERO_SHIFT])
-        codes = u8_at(tile + a[Arg.CODES] + chunk * (ROWS * block * bits // 8))
+        codes = u8_at(line + SCALE_LINE + chunk % per_line * block_bytes)
         for i in range(block):
             if bits == 8:
                 code = codes[(i // 4) * 64 + r * 4 + i % 4]

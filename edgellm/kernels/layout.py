@@ -49,7 +49,7 @@ State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV CONTEXT SCRATCH SCRATC
 # token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
 LinearQ = slots(
     "LinearQ",
-    "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT SCALE MIN CODES "
+    "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT "
     "INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_ISUM "
     "OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
 )
@@ -73,14 +73,14 @@ Rope = slots("Rope", "X X_STRIDE HEADS HEAD_DIM HALF TABLE")
 # POSITIONS: 1 to look up position + SHIFT, 0 for the token id.
 Embed = slots(
     "Embed",
-    "WEIGHT TILE_STRIDE COUNT CHUNK INPUTS ZERO_SHIFT SCALE MIN CODES OUT OUT_STRIDE FACTOR POSITIONS SHIFT",
+    "WEIGHT TILE_STRIDE COUNT CHUNK INPUTS ZERO_SHIFT OUT OUT_STRIDE FACTOR POSITIONS SHIFT",
 )
 # KV_BEFORE: bytes that one position takes in the slots before this one; regions scale with State.CONTEXT.
 Append = slots("Append", "K V K_STRIDE V_STRIDE KV_HEADS HEAD_DIM KV_BEFORE")
 # SCALE and SOFTCAP are float64; WINDOW and SOFTCAP are 0 where there is none.
 Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE HEADS KV_HEADS HEAD_DIM KV_BEFORE SCALE WINDOW SOFTCAP")
-# SOURCE: uint8 (N, K) codes; CODES: byte offset of the units in a tile.
-Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES CODES")
+# SOURCE: uint8 (N, K) codes.
+Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES")
 # COUNT instructions at TABLE, each four int64: kernel address, its argument record, and whether all
 # threads must have finished it before the next one, for one token and for several.
 Step = slots("Step", "COUNT TABLE")
@@ -92,6 +92,9 @@ Control = slots("Control", "GENERATION A B C D E F G FINISHED I J K L M N O CALL
 # NBYTES (a multiple of 256 a thread) at ADDRESS are read; OUT: 64 bytes a thread for the sums.
 Stream = slots("Stream", "ADDRESS NBYTES OUT")
 
+PREFETCH_BYTES = 4096  # ahead in a stream; covers the latency of memory at the speed of one core
+ROW_SCALES = 4 * ROWS  # bytes at the head of a quantised tile
+SCALE_LINE = 64  # bytes of scales in front of the codes of a group
 QUERIES = 4  # queries of one head that share each read of the KV cache, in prefill
 
 
@@ -152,9 +155,11 @@ class ActLayout:
 class TileLayout:
     """One tile16x4 of a quantised weight: 16 rows, all k inputs, in one stream of bytes.
 
-    float32 row_scale[16]; float16 scale[blocks][16]; with `asym` float16 min[blocks][16]; then the codes,
-    64 bytes a unit: unit u of 8-bit codes holds inputs 4u..4u+3 of every row, byte 4 * row + i; of 4-bit
-    codes inputs 8u..8u+3 in the low and 8u+4..8u+7 in the high nibbles.
+    float32 row_scale[16]; then groups, each a line of 64 bytes with scales followed by the codes that they
+    belong to. With a minimum a group is one block: float16 scale[16], float16 min[16], codes. Without, it
+    is two: float16 scale[16] of either, codes of either; an odd last block has the group to itself.
+    Codes come in units of 64 bytes: unit u of 8-bit codes holds inputs 4u..4u+3 of every row, byte
+    4 * row + i; of 4-bit codes inputs 8u..8u+3 in the low and 8u+4..8u+7 in the high nibbles.
     weight = row_scale * (scale * (code - 2^zero_shift)), with asym row_scale * (scale * code + min).
     """
 
@@ -168,21 +173,22 @@ class TileLayout:
         return self.k // self.block
 
     @property
-    def scale(self) -> int:
-        return 4 * ROWS
+    def group(self) -> int:
+        """Blocks whose scales share a line."""
+        return 1 if self.asym else 2
 
     @property
-    def minimum(self) -> int:
-        return self.scale + 2 * ROWS * self.blocks
-
-    @property
-    def codes(self) -> int:
-        return align(self.scale + 2 * ROWS * self.blocks * (2 if self.asym else 1))
+    def groups(self) -> int:
+        return -(-self.blocks // self.group)
 
     @property
     def block_bytes(self) -> int:
         return ROWS * self.block * self.bits // 8
 
     @property
+    def group_stride(self) -> int:
+        return SCALE_LINE + self.group * self.block_bytes
+
+    @property
     def stride(self) -> int:
-        return self.codes + self.blocks * self.block_bytes
+        return ROW_SCALES + self.groups * self.group_stride

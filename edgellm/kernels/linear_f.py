@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP
+from edgellm.kernels.layout import GROUP, PREFETCH_BYTES
 from edgellm.kernels.layout import LinearF as Arg
 from edgellm.kernels.linear import over_tiles
 from edgellm.kernels.simd.emit import I64, LANES, V16F16, V16F32, V16I16, V16I32, Emit, const
@@ -61,6 +61,9 @@ def _emit_tile(
 
     def step(k: Any, sums: list[Any], width: int) -> list[Any]:
         new = list(sums)
+        if tokens == 1:
+            for line in range(0, width * LANES * BYTES[kind], 64):
+                e.prefetch(e.offset(w, e.scaled(k, LANES * BYTES[kind]), PREFETCH_BYTES + line))
         for c in range(width):
             at = e.offset(k, c)
             weights = load_weights(e, e.offset(w, e.scaled(at, LANES * BYTES[kind])), kind)

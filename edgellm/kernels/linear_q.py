@@ -13,14 +13,12 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP
+from edgellm.kernels.layout import GROUP, PREFETCH_BYTES, ROW_SCALES, SCALE_LINE, TileLayout
 from edgellm.kernels.layout import LinearQ as Arg
 from edgellm.kernels.linear import over_tiles
 from edgellm.kernels.simd.dot4 import dot4
 from edgellm.kernels.simd.emit import I32, V16F16, V16F32, V16I32, V64I8, Emit, const
 from edgellm.kernels.simd.level import Target
-
-PREFETCH_BYTES = 1024  # ahead in the stream of codes
 
 
 def make_tile(target: Target, bits: int, asym: bool, block: int, planes: int, tokens: int) -> Any:
@@ -51,7 +49,7 @@ def _emit_tile(
         return e.load(e.offset(args, 8 * slot), e.i64(0).type, 8)
 
     act_stride, out_stride, blocks = arg(Arg.INPUT_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.BLOCKS)
-    scales, minima, codes = (e.offset(w, arg(s)) for s in (Arg.SCALE, Arg.MIN, Arg.CODES))
+    form = TileLayout(0, bits, asym, block)
     shift = e.splat(b.trunc(arg(Arg.ZERO_SHIFT), I32))
     rows = [e.offset(act, b.mul(act_stride, e.i64(t))) for t in range(tokens)]
     fsum, isum, ascale = arg(Arg.ACT_FSUM), arg(Arg.ACT_ISUM), arg(Arg.ACT_SCALE)
@@ -59,7 +57,14 @@ def _emit_tile(
     chains = 2 if tokens == 1 else 1  # a lone token needs two sums to hide the dot product's latency
 
     def body(k: Any, *sums: Any) -> list[Any]:
-        base = e.offset(codes, e.scaled(k, units * 64))
+        if asym:
+            line = e.offset(w, ROW_SCALES, e.scaled(k, form.group_stride))
+            scale_at, base = line, e.offset(line, SCALE_LINE)
+        else:
+            odd = b.and_(k, e.i64(1))
+            line = e.offset(w, ROW_SCALES, e.scaled(b.lshr(k, e.i64(1)), form.group_stride))
+            scale_at = e.offset(line, e.scaled(odd, 32))
+            base = e.offset(line, SCALE_LINE, e.scaled(odd, form.block_bytes))
         inputs = e.scaled(k, block)
         acc = [[[const(V16I32, 0)] * chains for _ in range(planes)] for _ in rows]
         for unit in range(units):
@@ -77,8 +82,8 @@ def _emit_tile(
                     for plane, sums_of in enumerate(acc[t]):
                         values = e.splat_4xi8(e.offset(row, inputs, at, *([low_plane] * plane)))
                         sums_of[chain] = dot4(e, sums_of[chain], codes_of, values, 15 if bits == 4 else 255)
-        scale = e.half_to_float(e.load(e.offset(scales, e.scaled(k, 32)), V16F16, 32))
-        low = e.half_to_float(e.load(e.offset(minima, e.scaled(k, 32)), V16F16, 32)) if asym else None
+        scale = e.half_to_float(e.load(scale_at, V16F16, 32))
+        low = e.half_to_float(e.load(e.offset(line, 32), V16F16, 32)) if asym else None
         new = []
         quad = e.scaled(k, 4) if block == 32 else e.scaled(b.lshr(k, e.i64(1)), 4)
         for t, row in enumerate(rows):

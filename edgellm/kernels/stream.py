@@ -8,13 +8,13 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from edgellm.kernels.layout import PREFETCH_BYTES
 from edgellm.kernels.layout import Stream as Arg
 from edgellm.kernels.simd.emit import V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
 
 UNIT = 256  # bytes read in one turn of the loop
-PREFETCH_BYTES = 4096
 
 
 def build(target: Target) -> Callable[..., None]:

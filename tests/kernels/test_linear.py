@@ -70,10 +70,10 @@ def store_of(tensor: Tensor, target: Target) -> WeightStore:
 
     def pack(codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
         codes = np.ascontiguousarray(codes)
-        kernel = f"pack/bits={form.bits}"
+        kernel = f"pack/{kernel_form(form)}"
         args = record(
             Pack, SOURCE=address(codes), N=codes.shape[0], K=codes.shape[1], WEIGHT=to,
-            TILE_STRIDE=form.stride, TILES=tiles, CODES=form.codes,
+            TILE_STRIDE=form.stride, TILES=tiles,
         )  # fmt: skip
         call_kernel(load_kernels([kernel], target)[kernel], address(args))
 
@@ -145,8 +145,8 @@ def test_linear_q_matches_numpy_on_the_same_integers(
         wide = packed.form.block == 32
         args = record(
             LinearQ, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles,
-            BLOCKS=packed.form.blocks, ZERO_SHIFT=packed.zero_shift, SCALE=packed.form.scale,
-            MIN=packed.form.minimum, CODES=packed.form.codes, INPUT=address(act), INPUT_STRIDE=layout.stride,
+            BLOCKS=packed.form.blocks, ZERO_SHIFT=packed.zero_shift,
+            INPUT=address(act), INPUT_STRIDE=layout.stride,
             ACT_LOW=layout.low, ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32 if wide else layout.fsum16,
             ACT_ISUM=layout.isum32 if wide else layout.isum16, OUT=address(out), OUT_STRIDE=192,
             BIAS=address(bias), ACCUMULATE=1,
@@ -195,8 +195,7 @@ def test_embed_returns_the_rows_of_the_table(run_kernel, target: Target, type_na
     fields = {"WEIGHT": packed.address, "TILE_STRIDE": packed.stride, "OUT": address(out), "OUT_STRIDE": 2048}
     if isinstance(packed.form, TileLayout):
         kernel = f"embed/kind=q,{kernel_form(packed.form)}"
-        fields |= {"COUNT": packed.form.blocks, "ZERO_SHIFT": packed.zero_shift, "SCALE": packed.form.scale}
-        fields |= {"MIN": packed.form.minimum, "CODES": packed.form.codes}
+        fields |= {"COUNT": packed.form.blocks, "ZERO_SHIFT": packed.zero_shift}
     else:
         kernel = f"embed/{kernel_form(packed.form)}"
         fields |= {"COUNT": 3, "CHUNK": 200, "INPUTS": 512}

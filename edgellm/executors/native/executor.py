@@ -11,7 +11,7 @@ from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.lower import Lowering, kv_bytes_per_position
-from edgellm.executors.native.weights import WeightStore, form_of
+from edgellm.executors.native.weights import WeightStore, form_of, kernel_form
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import (
@@ -62,7 +62,7 @@ class NativeExecutor(Executor):
         self.target = target or host_target()
         self._store = WeightStore(checkpoint, _matrices(program))
         self._workspace = Workspace(max(align(CHUNK, GROUP), threads))
-        forms = {f"pack/bits={f.bits}" for f in _forms(program, checkpoint) if isinstance(f, TileLayout)}
+        forms = {f"pack/{kernel_form(f)}" for f in _forms(program, checkpoint) if isinstance(f, TileLayout)}
         kernels = load_kernels(
             [*sorted(forms), "step"],
             self.target,
@@ -133,8 +133,8 @@ class NativeExecutor(Executor):
     def _pack_codes(self, codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
         codes = np.ascontiguousarray(codes)
         fields = {"SOURCE": address(codes), "N": codes.shape[0], "K": codes.shape[1], "WEIGHT": to}
-        args = record(Pack, **fields, TILE_STRIDE=form.stride, TILES=tiles, CODES=form.codes)
-        call_kernel(self._pack_kernels[f"pack/bits={form.bits}"], address(args))
+        args = record(Pack, **fields, TILE_STRIDE=form.stride, TILES=tiles)
+        call_kernel(self._pack_kernels[f"pack/{kernel_form(form)}"], address(args))
 
     def _reserve_rope(self, context: int) -> None:
         """Tables of cosines and sines for `context` positions; they are filled as positions come up."""

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from edgellm.executors.native.buffers import Buffer, Hazards, Workspace
-from edgellm.executors.native.weights import Packed, WeightStore, kernel_form
+from edgellm.executors.native.weights import WeightStore, kernel_form
 from edgellm.formats.tensor import Tensor
 from edgellm.kernels import layout
 from edgellm.kernels.layout import ActLayout, TileLayout, align, record
@@ -128,7 +128,10 @@ class Lowering:
     def _embed(self, op: ops.Embed) -> None:
         packed = self._store[op.table]
         out = self._write(op.out, packed.k)
-        fields: dict[str, int | float] = {"FACTOR": float(op.scale), **_packed_sections(packed)}
+        fields: dict[str, int | float] = {
+            "FACTOR": float(op.scale), "WEIGHT": packed.address, "TILE_STRIDE": packed.stride,
+            "ZERO_SHIFT": packed.zero_shift,
+        }  # fmt: skip
         if isinstance(packed.form, TileLayout):
             kernel = f"embed/kind=q,{kernel_form(packed.form)}"
             fields |= {"COUNT": packed.form.blocks}
@@ -166,8 +169,9 @@ class Lowering:
             source = self._quantize(x, x_name)
             act = ActLayout(packed.k)
             wide = packed.form.block == 32
-            fields |= _packed_sections(packed) | {
-                "BLOCKS": packed.form.blocks, "INPUT": source.address, "INPUT_STRIDE": act.stride,
+            fields |= {
+                "BLOCKS": packed.form.blocks, "ZERO_SHIFT": packed.zero_shift,
+                "INPUT": source.address, "INPUT_STRIDE": act.stride,
                 "INPUT_PRIVATE": int(source.private), "ACT_LOW": act.low, "ACT_SCALE": act.scale,
                 "ACT_FSUM": act.fsum32 if wide else act.fsum16,
                 "ACT_ISUM": act.isum32 if wide else act.isum16,
@@ -302,13 +306,3 @@ class Lowering:
             last.barrier_one |= one
             last.barrier_many |= many
         self.result.instructions.append(Instruction(kernel, record(getattr(layout, slots), **fields)))
-
-
-def _packed_sections(packed: Packed) -> dict[str, int | float]:
-    fields: dict[str, int | float] = {"WEIGHT": packed.address, "TILE_STRIDE": packed.stride}
-    if isinstance(packed.form, TileLayout):
-        fields |= {
-            "ZERO_SHIFT": packed.zero_shift, "SCALE": packed.form.scale, "MIN": packed.form.minimum,
-            "CODES": packed.form.codes,
-        }  # fmt: skip
-    return fields

@@ -11,7 +11,7 @@ import numpy as np
 from edgellm.errors import EdgeError
 from edgellm.executors.native.codes import QUANTIZED_TYPES, Codes, code_form, decode_codes
 from edgellm.formats.checkpoint import Checkpoint
-from edgellm.kernels.layout import ROWS, TileLayout, align
+from edgellm.kernels.layout import ROW_SCALES, ROWS, TileLayout, align
 from edgellm.kernels.memory import address, release_pages, reserve
 from edgellm.program.ops import Weight
 
@@ -152,13 +152,13 @@ def _store_scales(codes: Codes, form: TileLayout, area: np.ndarray, factor: floa
             row = np.maximum(row, np.abs(codes.minimum).max(axis=1, keepdims=True))
         row[row == 0] = 1
 
-    def section(offset: int, columns: int, dtype: type) -> np.ndarray:
-        width = np.dtype(dtype).itemsize
-        strides = (area.strides[0], ROWS * width, width)
-        return np.ndarray((tiles, columns, ROWS), dtype, area.data, offset=offset, strides=strides)
-
-    section(0, 1, np.float32)[...] = _by_tile(row * np.float32(factor), tiles)
-    section(form.scale, blocks, np.float16)[...] = _by_tile((codes.scale / row).astype(np.float16), tiles)
+    line = np.zeros((tiles * ROWS, form.groups * form.group * (2 if form.asym else 1)), np.float16)
     if codes.minimum is not None:
-        low = (codes.minimum / row).astype(np.float16)
-        section(form.minimum, blocks, np.float16)[...] = _by_tile(low, tiles)
+        line[: len(row), 0::2], line[: len(row), 1::2] = codes.scale / row, codes.minimum / row
+    else:
+        line[: len(row), :blocks] = codes.scale / row
+    strides = (area.strides[0], form.group_stride, 2 * ROWS, 2)
+    lines = np.ndarray((tiles, form.groups, 2, ROWS), np.float16, area.data, ROW_SCALES, strides)
+    lines[...] = line.reshape(tiles, ROWS, form.groups, 2).transpose(0, 2, 3, 1)
+    heads = np.ndarray((tiles, ROWS), np.float32, area.data, 0, (area.strides[0], 4))
+    heads[...] = np.resize(row[:, 0] * np.float32(factor), heads.shape)  # what padding rows hold is no matter
