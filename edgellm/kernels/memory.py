@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+from pathlib import Path
 
 import numpy as np
 
@@ -56,3 +59,15 @@ def release_pages(view: np.ndarray) -> None:
     length = (start + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
     if length > 0 and view.flags.c_contiguous and not view.flags.writeable:
         base.madvise(mmap.MADV_DONTNEED, first, length)
+
+
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that this process can ever have: the machine's, or its cgroup's (version 2, or 1)
+    if that is less. None where the system does not tell."""
+    limits = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int((cgroup / name).read_text()))
+    return min(limits, default=None)

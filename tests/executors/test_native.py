@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgellm.errors import EdgeError
-from edgellm.executors.native import NativeExecutor, executor
+from edgellm.executors.native import NativeExecutor, executor, weights
 from edgellm.executors.reference import ReferenceExecutor
 from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
 from edgellm.kernels.simd.level import host_levels, host_target
@@ -94,6 +94,16 @@ def test_zero_threads_are_refused() -> None:
     checkpoint = open_checkpoint(GOLDENS / "llama")
     with pytest.raises(EdgeError, match="threads must be at least 1, not 0"):
         NativeExecutor(build_program(checkpoint), checkpoint, threads=0)
+
+
+def test_model_larger_than_memory_is_refused_before_anything_is_allocated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = open_checkpoint(GOLDENS / "llama")
+    monkeypatch.setattr(weights, "memory_limit", lambda: 100_000)
+    monkeypatch.setattr(weights, "reserve", lambda *args, **kwargs: pytest.fail("allocated"))
+    with pytest.raises(EdgeError, match=r"weights take .* GiB in memory, which has 0.0 GiB; choose a smaller"):
+        NativeExecutor(build_program(checkpoint), checkpoint)
 
 
 PROMPTS = [

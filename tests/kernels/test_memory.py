@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgellm.errors import EdgeError
-from edgellm.kernels.memory import HUGE_PAGE, address, aligned, release_pages, reserve
+from edgellm.kernels.memory import HUGE_PAGE, address, aligned, memory_limit, release_pages, reserve
 
 
 def resident_bytes() -> int:
@@ -54,3 +54,13 @@ def test_release_of_ordinary_memory_changes_nothing() -> None:
     array = np.arange(1 << 16)
     release_pages(array)
     np.testing.assert_array_equal(array, np.arange(1 << 16))
+
+
+def test_memory_limit_is_the_least_that_applies(tmp_path: Path) -> None:
+    machine = memory_limit(tmp_path)  # no cgroup files here
+    assert machine is not None
+    assert machine > 1 << 28
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path) == machine
+    (tmp_path / "memory.max").write_text("123456789\n")
+    assert memory_limit(tmp_path) == 123456789

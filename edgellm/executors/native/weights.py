@@ -12,7 +12,7 @@ from edgellm.errors import EdgeError
 from edgellm.executors.native.codes import QUANTIZED_TYPES, Codes, code_form, decode_codes
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.layout import ROW_SCALES, ROWS, TileLayout, align
-from edgellm.kernels.memory import address, release_pages, reserve
+from edgellm.kernels.memory import address, memory_limit, release_pages, reserve
 from edgellm.program.ops import Weight
 
 FLOAT_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -79,6 +79,12 @@ class WeightStore:
                 form = "f32"  # a scaled float16 would be rounded again
             plan.append((weight, n, form, total))
             total += align(-(-n // ROWS) * tile_stride(form, tensor.shape[1]))
+        limit = memory_limit()
+        if limit is not None and total > limit:
+            raise EdgeError(
+                f"{checkpoint.path}: its weights take {total / 2**30:.1f} GiB in memory, which has "
+                f"{limit / 2**30:.1f} GiB; choose a smaller quantisation."
+            )
         # Kernels prefetch a little beyond the last tile.
         self._arena = reserve(total + 4096, huge_pages=True, what="the packed weights")
         self._plan = plan
