@@ -102,7 +102,7 @@ def test_model_larger_than_memory_is_refused_before_anything_is_allocated(
     checkpoint = open_checkpoint(GOLDENS / "llama")
     monkeypatch.setattr(weights, "memory_limit", lambda: 100_000)
     monkeypatch.setattr(weights, "reserve", lambda *args, **kwargs: pytest.fail("allocated"))
-    with pytest.raises(EdgeError, match=r"weights take .* GiB in memory, which has 0.0 GiB; choose a smaller"):
+    with pytest.raises(EdgeError, match=r"weights take .* GiB in memory, which has 0.0 GiB"):
         NativeExecutor(build_program(checkpoint), checkpoint)
 
 
