@@ -72,13 +72,14 @@ def compile_kernel(kernel: str, target: Target) -> bytes:
 
 
 def _emit_object(text: str, symbol: str, target: Target) -> bytes:
-    parsed = llvm.parse_assembly(text)
-    for function in parsed.functions:
-        if function.name != symbol and not function.is_declaration:
-            function.linkage = llvm.Linkage.internal  # helpers of several kernels must not collide
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="default"
     )
+    parsed = llvm.parse_assembly(text)
+    parsed.triple, parsed.data_layout = target.triple, str(machine.target_data)
+    for function in parsed.functions:
+        if function.name != symbol and not function.is_declaration:
+            function.linkage = llvm.Linkage.internal  # helpers of several kernels must not collide
     return machine.emit_object(parsed)
 
 
