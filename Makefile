@@ -1,6 +1,6 @@
 # Needs Python 3.10 to 3.14, make and, for `make bench` alone, a C++ compiler.
 PYTHON ?= python3
-PROMPT ?= Why does the moon shine?
+PROMPT ?= Why is the sky blue?
 MODEL  ?=
 TESTS  ?= tests
 PYTEST_ARGS ?=
@@ -25,7 +25,7 @@ help:
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgellm pull
-	$(DEMO)/bin/edgellm run "$(PROMPT)" -n 128
+	$(DEMO)/bin/edgellm run "$(PROMPT)" -n 128 --temp 0
 
 test: $(TEST)/.installed
 	$(TEST)/bin/python -m pytest --timeout 300 $(TESTS) $(PYTEST_ARGS)
