@@ -42,7 +42,7 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
 #   KV          address of the session's KV cache, for CONTEXT positions (a multiple of 16)
 #   SCRATCH     address of attention scratch, SCRATCH_BYTES for each thread
 #   ZERO        address of 64 zero bytes
-#   BARRIER     address of an int64 counter on its own cache line
+#   BARRIER     address of the barrier's two counters, see waiting.make_barrier
 State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV CONTEXT SCRATCH SCRATCH_BYTES ZERO BARRIER")
 
 # The argument records of the kernels. X, ACT, INPUT, OUT and the like are addresses, *_STRIDE bytes from one

@@ -36,20 +36,20 @@ f64_at = _pointer_to(types.float64)
 
 @intrinsic
 def atomic_add(typingctx: Any, address: Any, value: Any) -> Any:
-    """Old value of the int64 at address; adds value (acquire-release)."""
+    """Old value of the int64 at address; adds value (sequentially consistent)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], PTR), args[1], "acq_rel")
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], PTR), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
 def atomic_load(typingctx: Any, address: Any) -> Any:
-    """The int64 at address (acquire)."""
+    """The int64 at address (sequentially consistent)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], PTR), "acquire", 8, typ=I64)
+        return builder.load_atomic(builder.inttoptr(args[0], PTR), "seq_cst", 8, typ=I64)
 
     return types.int64(types.int64), codegen
 
