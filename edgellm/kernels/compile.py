@@ -20,7 +20,6 @@ import llvmlite.binding as llvm
 from edgellm.hub.paths import cache_root
 from edgellm.kernels.simd.level import Target
 
-Builder = Callable[..., Callable[..., None]]
 _lock = threading.Lock()
 _loaded: dict[tuple[Target, str], int] = {}
 _engines: list[llvm.ExecutionEngine] = []  # own the loaded code for the life of the process

@@ -56,6 +56,3 @@ def _generic(e: Emit, acc: Any, u: Any, s: Any, u_max: int) -> Any:
     for i in range(4):
         acc = b.add(acc, b.sext(e.shuffle(products, range(i, 64, 4)), V16I32))
     return acc
-
-
-__all__ = ["V64I8", "dot4"]

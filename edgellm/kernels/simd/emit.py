@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from edgellm.kernels.simd.level import Target
 
-I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 LANES = 16
 V16F32, V16I32, V16F16 = (ir.VectorType(t, LANES) for t in (F32, I32, F16))

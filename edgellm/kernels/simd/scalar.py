@@ -26,10 +26,8 @@ def _pointer_to(element: types.Type) -> Any:
 
 # address -> pointer that Numba indexes without bounds checks or reference counts
 f32_at = _pointer_to(types.float32)
-i8_at = _pointer_to(types.int8)
 u8_at = _pointer_to(types.uint8)
 u16_at = _pointer_to(types.uint16)
-i32_at = _pointer_to(types.int32)
 i64_at = _pointer_to(types.int64)
 f64_at = _pointer_to(types.float64)
 
