@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgellm.errors import EdgeError
 from edgellm.executors.native import NativeExecutor, executor, weights
@@ -72,6 +73,26 @@ def test_prefill_in_chunks_equals_the_reference(monkeypatch: pytest.MonkeyPatch)
     session = native.new_session(context)
     assert relative_error(session.forward(tokens, all_logits=True), expected) < 2e-3
     assert session.kv_bytes > 0
+    native.close()
+
+
+def test_residual_that_was_normalised_in_place_is_added_to(tmp_path: Path) -> None:
+    """Post-norm blocks, one after another: the second adds to what the first one's norm wrote."""
+    config = json.loads((GOLDENS / "opt-post-norm" / "config.json").read_text())
+    tensors = load_file(GOLDENS / "opt-post-norm" / "model.safetensors")
+    again = {k.replace("layers.0.", "layers.1."): v for k, v in tensors.items() if "layers.0." in k}
+    assert again
+    save_file({**tensors, **again}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    checkpoint = open_checkpoint(tmp_path)
+    program = build_program(checkpoint)
+    tokens = np.random.default_rng(3).integers(0, program.vocab_size, 20)
+    expected = ReferenceExecutor(program, checkpoint).new_session(32).forward(tokens, all_logits=True)
+    native = NativeExecutor(program, checkpoint, threads=2)
+    session = native.new_session(32)
+    assert relative_error(session.forward(tokens, all_logits=True), expected) < 2e-3
+    session.rewind(0)
+    assert relative_error(np.stack([session.decode(int(t)) for t in tokens]), expected) < 2e-3
     native.close()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.buffers import Workspace
-from edgellm.executors.native.lower import Lowering, kv_bytes_per_position
+from edgellm.executors.native.lower import Lowering, kv_bytes_before
 from edgellm.executors.native.weights import WeightStore, form_of, kernel_form
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.compile import load_kernels
@@ -102,7 +102,8 @@ class NativeExecutor(Executor):
         return self._store.nbytes
 
     def new_session(self, context: int) -> NativeSession:
-        self._reserve_rope(context)
+        with self.lock:  # a running session reads the tables that may have to grow
+            self._reserve_rope(context)
         return NativeSession(self, context)
 
     def close(self) -> None:
@@ -125,8 +126,7 @@ class NativeExecutor(Executor):
 
     def logits(self, rows: int) -> np.ndarray:
         """(rows, vocab) view of the results of the last run."""
-        assert self._lowered.logits is not None
-        return self._workspace.array(self._lowered.logits, rows)
+        return self._workspace.array(self._workspace["logits"], rows)
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class NativeSession(Session):
         super().__init__(context, executor.program.vocab_size)
         self._executor = executor
         padded = align(context, 16)
-        self._per_position = kv_bytes_per_position(executor.program)
+        self._per_position = kv_bytes_before(executor.program)[-1]
         self._cache = reserve(padded * self._per_position + 64, huge_pages=False, what="the KV cache")
         head_dim = max((slot.head_dim for slot in executor.program.kv_slots), default=16)
         each = align(scratch_bytes(padded, head_dim))

@@ -7,9 +7,9 @@ set only between instructions that touch the same data from different threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 
@@ -42,45 +42,33 @@ class Lowered:
     instructions: list[Instruction] = field(default_factory=list)
     ropes: list[tuple[ops.Rope, np.ndarray]] = field(default_factory=list)  # records to point at a table
     constants: list[np.ndarray] = field(default_factory=list)
-    logits: Buffer | None = None
 
 
-def kv_bytes_per_position(program: Program) -> int:
-    """float16 keys and values of all slots, head dimensions padded to 16."""
-    return sum(4 * slot.kv_heads * align(slot.head_dim, 16) for slot in program.kv_slots)
+def kv_bytes_before(program: Program) -> list[int]:
+    """Bytes of one position in the slots before each slot, and last of one position in all of them:
+    float16 keys and values, head dimensions padded to 16."""
+    each = (4 * slot.kv_heads * align(slot.head_dim, 16) for slot in program.kv_slots)
+    return list(accumulate(each, initial=0))
 
 
-def fused_adds(program_ops: list[ops.Op]) -> dict[int, str]:
-    """Index of a Linear or Ffn -> buffer that it can add its result to, making the next op superfluous."""
-    fused = {}
-    for i, (op, following) in enumerate(pairwise(program_ops)):
-        if not isinstance(op, (ops.Linear, ops.Ffn)) or not isinstance(following, ops.Add):
-            continue
-        target = following.out
-        adds_result = {following.x, following.y} == {op.out, target} and target not in (op.out, op.x)
-        if adds_result and not _read_again(program_ops[i + 2 :], op.out):
-            fused[i] = target
-    return fused
-
-
-def _read_again(rest: Sequence[ops.Op], name: str) -> bool:
-    """Whether the buffer's present content is used by a later op."""
+def _uses(rest: Sequence[ops.Op], name: str) -> Iterator[ops.Op]:
+    """The ops that read the buffer's present content: those up to the next one that writes it."""
     for op in rest:
         if name in access.reads(op):
-            return True
+            yield op
         if name in access.writes(op):
-            return False
-    return False
+            return
 
 
-def _changed_in_place(rest: Sequence[ops.Op], name: str) -> bool:
-    """Whether a kernel that needs the one shared copy (Rope, KvAppend, Attend) uses the present content."""
-    for op in rest:
-        if isinstance(op, (ops.Rope, ops.KvAppend, ops.Attend)) and name in access.reads(op):
-            return True
-        if name in access.writes(op):
-            return False
-    return False
+def _added_to(op: ops.Linear | ops.Ffn, rest: Sequence[ops.Op]) -> str | None:
+    """The buffer that all of op's result goes to, by the Add right behind it, or None."""
+    following = rest[0] if rest else None
+    if not isinstance(following, ops.Add):
+        return None
+    target = following.out
+    if {following.x, following.y} != {op.out, target} or target in (op.out, op.x):
+        return None
+    return None if any(_uses(rest[1:], op.out)) else target
 
 
 class Lowering:
@@ -100,28 +88,30 @@ class Lowering:
         self._tensors, self._store, self._space = tensors, store, workspace
         self._hazards = Hazards()
         self._quantized: dict[int, str] = {}  # width -> buffer whose content the activation row holds
-        self._kv_before = [0]
-        for slot in program.kv_slots:
-            self._kv_before.append(self._kv_before[-1] + 4 * slot.kv_heads * align(slot.head_dim, 16))
-        adds = fused_adds(program.ops)
-        skip = {i + 1 for i in adds}
+        self._kv_before = kv_bytes_before(program)
         handlers: dict[type, Callable] = {
             ops.Embed: self._embed, ops.Norm: self._norm, ops.Rope: self._rope, ops.KvAppend: self._append,
             ops.Attend: self._attend, ops.Add: self._add, ops.Scale: self._scale, ops.Softcap: self._softcap,
             ops.Logits: self._logits,
         }  # fmt: skip
+        fused = -1  # index of an Add that the op before it has done
         for i, op in enumerate(program.ops):
-            if i in skip:
+            if i == fused:
                 continue
             self._rest = program.ops[i + 1 :]
-            if isinstance(op, ops.Linear):
-                self._linear(op.x, op.out, op.weight, op.bias, adds.get(i))
-            elif isinstance(op, ops.Ffn):
-                self._ffn(op, adds.get(i))
+            if isinstance(op, (ops.Linear, ops.Ffn)):
+                target = _added_to(op, self._rest)
+                if target is not None and self._space[target].private:
+                    target = None  # every thread has a copy, of which it would change its part only
+                if target is not None:
+                    fused = i + 1
+                if isinstance(op, ops.Linear):
+                    self._linear(op.x, op.out, op.weight, op.bias, target)
+                else:
+                    self._ffn(op, target)
             else:
                 handlers[type(op)](op)
         self.result.instructions[-1].barrier_one = self.result.instructions[-1].barrier_many = True
-        self.result.logits = self._space.buffer("logits", program.vocab_size)
 
     # -- ops ---------------------------------------------------------------------------------------
 
@@ -145,7 +135,9 @@ class Lowering:
     def _norm(self, op: ops.Norm) -> None:
         x = self._space[op.x]
         groups = x.width // op.width
-        private = groups == 1 and not _changed_in_place(self._rest, op.out)
+        private = groups == 1 and not any(
+            isinstance(user, (ops.Rope, ops.KvAppend, ops.Attend)) for user in _uses(self._rest, op.out)
+        )  # those kernels know of one copy only
         out = self._write(op.out, x.width, private)
         weight = self._vector(op.weight, op.width, 1.0, op.weight_offset)
         bias = 0 if op.bias is None else self._vector(op.bias, op.width, 0.0)
