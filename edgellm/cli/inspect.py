@@ -66,7 +66,7 @@ def describe(executor: str, program: Program, checkpoint: Checkpoint) -> dict[st
     tensors = [checkpoint.tensors[name] for name in used]
     if executor == "reference":
         return {tensor.name: f"NumPy float32, dequantised from {tensor.type}" for tensor in tensors}
-    from edgellm.executors.native.executor import describe_types
+    from edgellm.executors.native.executor import describe_tensor
     from edgellm.kernels.simd.level import host_target
 
     target = host_target()
@@ -76,7 +76,7 @@ def describe(executor: str, program: Program, checkpoint: Checkpoint) -> dict[st
             paths[tensor.name] = "float32 vector"
             continue
         try:
-            paths.update(describe_types({tensor.name: (tensor.type, tensor.shape[-1])}, target))
+            paths[tensor.name] = describe_tensor(tensor.type, tensor.shape[-1], target)
         except EdgeError as error:
             paths[tensor.name] = f"none: {error}"
     return paths

@@ -138,38 +138,25 @@ def _make_softmax(target: Target) -> Any:
             lanes = ir.Constant(V16I32, list(range(LANES)))
             low, high = (e.splat(b.trunc(b.sub(v, start), I32)) for v in (first, last))
             limit = e.splat(b.fptrunc(cap, F32))
-            capped = e.splat(b.fcmp_ordered(">", cap, ir.Constant(cap.type, 0.0)))
-            divisor = b.select(capped, limit, const(V16F32, 1.0))
+            floor = const(V16F32, -3.0e38)
 
-            def masked(n: Any, best: Any) -> list[Any]:
+            def masked(n: Any, best: Any, capped: bool) -> list[Any]:
                 at = e.offset(row, e.scaled(n, 64))
                 s = e.load(at, V16F32, 64)
-                double = b.fdiv(b.fadd(s, s), divisor)
-                one = const(V16F32, 1.0)
-                sigmoid = b.fdiv(one, b.fadd(one, e.exp(b.fneg(double))))
-                tanh = b.fsub(b.fadd(sigmoid, sigmoid), one)
-                s = b.select(capped, b.fmul(limit, tanh), s)
+                if capped:
+                    s = e.softcap(s, limit)
                 p = b.add(lanes, e.splat(b.trunc(e.scaled(n, LANES), I32)))
                 seen = b.and_(b.icmp_signed(">=", p, low), b.icmp_signed("<", p, high))
-                s = b.select(seen, s, const(V16F32, -3.0e38))
+                s = b.select(seen, s, floor)
                 e.store(s, at, 64)
                 return [e.max(best, s)]
 
-            def plain(n: Any, best: Any) -> list[Any]:
-                at = e.offset(row, e.scaled(n, 64))
-                s = e.load(at, V16F32, 64)
-                p = b.add(lanes, e.splat(b.trunc(e.scaled(n, LANES), I32)))
-                seen = b.and_(b.icmp_signed(">=", p, low), b.icmp_signed("<", p, high))
-                s = b.select(seen, s, const(V16F32, -3.0e38))
-                e.store(s, at, 64)
-                return [e.max(best, s)]
-
-            # Two loops, since the exponential of a soft cap nobody asked for is not free.
+            # Two loops, of which one runs: the exponential of a soft cap nobody asked for is not free.
             zero = e.i64(0)
             use_cap = b.fcmp_ordered(">", cap, ir.Constant(cap.type, 0.0))
-            floor = const(V16F32, -3.0e38)
-            (best,) = e.loop(b.select(use_cap, blocks, zero), [floor], masked)
-            (best,) = e.loop(b.select(use_cap, zero, blocks), [best], plain)
+            with_cap, without = b.select(use_cap, blocks, zero), b.select(use_cap, zero, blocks)
+            (best,) = e.loop(with_cap, [floor], lambda n, best: masked(n, best, True))
+            (best,) = e.loop(without, [best], lambda n, best: masked(n, best, False))
             top = e.splat(e.reduce(best, e.max))
 
             def exponent(n: Any, total: Any) -> list[Any]:

@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -30,6 +31,7 @@ def symbol_of(kernel: str) -> str:
     return "edgellm_" + "".join(c if c.isalnum() else "_" for c in kernel)
 
 
+@cache
 def _fingerprint(target: Target) -> str:
     """Changes whenever the object code could: kernel sources, compiler, target."""
     digest = hashlib.sha256(
@@ -50,35 +52,38 @@ def _version(package: str) -> str:
 def compile_kernel(kernel: str, target: Target) -> bytes:
     """Object code of one kernel. Its symbol is `symbol_of(kernel)`, its form is Numba's native one:
     int32 f(void** result, void* unused, int64 args, int64 state, int64 thread, int64 threads)."""
-    os.environ.setdefault("NUMBA_DISABLE_PERFORMANCE_WARNINGS", "1")
-    import numba
-    from numba import types
-
     module_name, _, params = kernel.partition("/")
     module = importlib.import_module(f"edgellm.kernels.{module_name}")
     values = dict(p.split("=") for p in params.split(",")) if params else {}
     function = module.build(
         target, **{k: int(v) if v.lstrip("-").isdigit() else v for k, v in values.items()}
     )
-    signature = types.void(types.int64, types.int64, types.int64, types.int64)
     # Numba would put its fast-math flags on hand-written IR too, so a kernel module has to ask for them.
-    options = {"error_model": "numpy", "fastmath": getattr(module, "FASTMATH", False)}
+    return compile_function(function, symbol_of(kernel), target, getattr(module, "FASTMATH", False))
+
+
+def compile_function(
+    function: Callable[..., None], symbol: str, target: Target, fastmath: bool | set[str] = False
+) -> bytes:
+    """Object code of a function of four int64 that Numba can compile, under a C symbol."""
+    os.environ.setdefault("NUMBA_DISABLE_PERFORMANCE_WARNINGS", "1")
+    import numba
+    from numba import types
+
+    _initialise_llvm()
+    options = {"error_model": "numpy", "fastmath": fastmath}
+    signature = types.void(types.int64, types.int64, types.int64, types.int64)
     wrap = numba.njit(signature, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
-    dispatcher = wrap(function)
-    (compiled,) = dispatcher.overloads.values()
-    text = compiled.library.get_llvm_str().replace(compiled.fndesc.mangled_name, symbol_of(kernel))
-    return _emit_object(text, symbol_of(kernel), target)
-
-
-def _emit_object(text: str, symbol: str, target: Target) -> bytes:
+    (compiled,) = wrap(function).overloads.values()
+    text = compiled.library.get_llvm_str().replace(compiled.fndesc.mangled_name, symbol)
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="default"
     )
     parsed = llvm.parse_assembly(text)
     parsed.triple, parsed.data_layout = target.triple, str(machine.target_data)
-    for function in parsed.functions:
-        if function.name != symbol and not function.is_declaration:
-            function.linkage = llvm.Linkage.internal  # helpers of several kernels must not collide
+    for helper in parsed.functions:
+        if helper.name != symbol and not helper.is_declaration:
+            helper.linkage = llvm.Linkage.internal  # helpers of several kernels must not collide
     return machine.emit_object(parsed)
 
 
@@ -98,7 +103,6 @@ def load_kernels(
 
 def _load(wanted: list[str], target: Target, progress: Callable[[int, int], None] | None) -> None:
     folder = cache_root() / "kernels" / _fingerprint(target)
-    _initialise_llvm()
     cached = {k: _read(folder / f"{symbol_of(k)}.o") for k in wanted}
     objects = {k: code for k, code in cached.items() if code is not None}
     missing = [k for k in wanted if k not in objects]
@@ -110,16 +114,23 @@ def _load(wanted: list[str], target: Target, progress: Callable[[int, int], None
         objects[kernel] = code
     if progress and missing:
         progress(len(missing), len(missing))
+    engine = link(objects.values(), target)
+    for kernel in wanted:
+        _loaded[target, kernel] = engine.get_function_address(symbol_of(kernel))
+
+
+def link(objects: Iterable[bytes], target: Target) -> llvm.ExecutionEngine:
+    """Load object code into this process, for its life; get_function_address(symbol) finds functions."""
+    _initialise_llvm()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features
     )
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    for code in objects.values():
+    for code in objects:
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    for kernel in wanted:
-        _loaded[target, kernel] = engine.get_function_address(symbol_of(kernel))
+    return engine
 
 
 def _initialise_llvm() -> None:

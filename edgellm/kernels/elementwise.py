@@ -15,18 +15,8 @@ from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f64_at, i64_at
 
 
-def _sigmoid(e: Emit, x: Any) -> Any:
-    one = const(V16F32, 1.0)
-    return e.b.fdiv(one, e.b.fadd(one, e.exp(e.b.fneg(x))))
-
-
-def _tanh(e: Emit, x: Any) -> Any:
-    b = e.b
-    return b.fsub(b.fmul(const(V16F32, 2.0), _sigmoid(e, b.fadd(x, x))), const(V16F32, 1.0))
-
-
 def _silu(e: Emit, x: Any) -> Any:
-    return e.b.fmul(x, _sigmoid(e, x))
+    return e.b.fmul(x, e.sigmoid(x))
 
 
 def _gelu_tanh(e: Emit, x: Any) -> Any:
@@ -34,7 +24,7 @@ def _gelu_tanh(e: Emit, x: Any) -> Any:
     b = e.b
     cube = b.fmul(b.fmul(x, x), x)
     inner = b.fmul(e.fma(cube, const(V16F32, 0.044715), x), const(V16F32, 1.5957691216057308))
-    return b.fmul(x, _sigmoid(e, inner))
+    return b.fmul(x, e.sigmoid(inner))
 
 
 def _gelu(e: Emit, x: Any) -> Any:
@@ -79,7 +69,7 @@ def emit_function(e: Emit, name: str, x: Any, y: Any, factor: Any) -> Any:
     if name == "scale":
         return b.fmul(x, factor)
     if name == "softcap":
-        return b.fmul(factor, _tanh(e, b.fdiv(x, factor)))
+        return e.softcap(x, factor)
     if name.startswith("gated_"):
         return b.fmul(ACTIVATIONS[name.removeprefix("gated_")](e, x), y)
     return ACTIVATIONS[name](e, x)

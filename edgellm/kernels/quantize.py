@@ -42,7 +42,6 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
     scale_at, fsum32, isum32 = section(Arg.SCALE), section(Arg.FSUM32), section(Arg.ISUM32)
     fsum16, isum16 = section(Arg.FSUM16), section(Arg.ISUM16)
     absolute = e.intrinsic("llvm.fabs.v16f32", V16F32, [V16F32])
-    magic = const(V16F32, 12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
 
     def block(i: Any) -> list[Any]:
         halves = [e.load(e.offset(x, e.scaled(i, 128), 64 * h), V16F32, 4) for h in range(2)]
@@ -53,8 +52,7 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
         scale = b.fmul(top, ir.Constant(top.type, 1.0 / largest))
         sums = []
         for h, values in enumerate(halves):
-            rounded = b.fsub(b.fadd(b.fmul(values, e.splat(inverse)), magic), magic)
-            codes = b.fptosi(rounded, V16I32)
+            codes = b.fptosi(e.round(b.fmul(values, e.splat(inverse))), V16I32)
             high = codes
             if planes == 2:
                 high = b.ashr(b.add(codes, const(V16I32, 128)), const(V16I32, 8))

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels import compile as compiler
+from edgellm.kernels.compile import compile_function, link
 from edgellm.kernels.memory import address
 from edgellm.kernels.simd.emit import Emit
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
 from edgellm.kernels.team import call_kernel
-
-_engines: list[Any] = []
 
 
 def probe(target: Target, emit: Callable[[Emit, Any, Any, Any], None]) -> Callable[..., None]:
@@ -36,21 +32,7 @@ def probe(target: Target, emit: Callable[[Emit, Any, Any, Any], None]) -> Callab
         a = i64_at(args)
         body(a[0], a[1], a[2])
 
-    wrap = numba.njit(
-        types.void(*[types.int64] * 4), _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )
-    dispatcher = wrap(kernel)
-    (compiled,) = dispatcher.overloads.values()
-    text = compiled.library.get_llvm_str().replace(compiled.fndesc.mangled_name, "probe")
-    compiler._initialise_llvm()
-    machine = llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features
-    )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(compiler._emit_object(text, "probe", target)))
-    engine.finalize_object()
-    _engines.append(engine)
-    code = engine.get_function_address("probe")
+    code = link([compile_function(kernel, "probe", target)], target).get_function_address("probe")
 
     def call(x: Any, y: Any, out: Any) -> None:
         args = np.array([address(x), address(y), address(out)], np.int64)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import llvmlite.binding as llvm
 import pytest
 
 from edgellm.errors import EdgeError
@@ -58,8 +57,6 @@ def test_cache_that_cannot_be_written_still_runs(tmp_path: Path) -> None:
 )
 def test_object_code_needs_nothing_of_python_or_numba(kernel: str) -> None:
     target = host_target()
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
     code = compile_kernel(kernel, target)
     assert symbol_of(kernel).encode() in code
     for forbidden in (b"PyErr", b"PyObject", b"numba_", b"NRT_"):

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
+from edgellm.executors.native import weights
 from edgellm.executors.native.codes import QUANTIZED_TYPES, decode_codes
 from edgellm.executors.native.weights import WeightStore, kernel_form
 from edgellm.formats.checkpoint import Checkpoint
@@ -20,7 +21,6 @@ from edgellm.kernels.layout import (
     Embed,
     LinearF,
     LinearQ,
-    Pack,
     Quantize,
     TileLayout,
     align,
@@ -28,7 +28,6 @@ from edgellm.kernels.layout import (
 )
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.team import call_kernel
 from edgellm.program.ops import Weight
 
 BLOCK_TYPES = sorted(QUANTIZED_TYPES)
@@ -67,17 +66,7 @@ def random_tensor(type_name: str, n: int, k: int, seed: int = 0) -> Tensor:
 def store_of(tensor: Tensor, target: Target) -> WeightStore:
     config = ModelConfig("llama", 8, 8, 8, 1, 1, 1, 8, 8, 1e-5)
     store = WeightStore(Checkpoint(Path("test"), "gguf", config, {"w": tensor}), [Weight("w")])
-
-    def pack(codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
-        codes = np.ascontiguousarray(codes)
-        kernel = f"pack/{kernel_form(form)}"
-        args = record(
-            Pack, SOURCE=address(codes), N=codes.shape[0], K=codes.shape[1], WEIGHT=to,
-            TILE_STRIDE=form.stride, TILES=tiles,
-        )  # fmt: skip
-        call_kernel(load_kernels([kernel], target)[kernel], address(args))
-
-    store.pack(pack, threads=1)
+    store.pack(load_kernels(store.kernels, target), threads=1)
     return store
 
 
@@ -206,13 +195,18 @@ def test_embed_returns_the_rows_of_the_table(run_kernel, target: Target, type_na
     np.testing.assert_allclose(out, expected, atol=largest * (3e-7 if exact else 2.0**-10), rtol=0)
 
 
-def test_rows_of_a_weight_pack_as_that_slice(target: Target) -> None:
+def test_rows_of_a_weight_pack_as_that_slice(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = random_tensor("Q4_0", 64, 64)
     config = ModelConfig("llama", 8, 8, 8, 1, 1, 1, 8, 8, 1e-5)
     weight = Weight("w", (16, 48))
     store = WeightStore(Checkpoint(Path("t"), "gguf", config, {"w": tensor}), [weight])
     seen = {}
-    store.pack(lambda codes, to, form, tiles: seen.update(codes=codes.copy(), tiles=tiles), threads=1)
+
+    def see(kernel: int, codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
+        seen.update(codes=codes.copy(), tiles=tiles)
+
+    monkeypatch.setattr(weights, "pack_codes", see)
+    store.pack(load_kernels(store.kernels, target), threads=1)
     np.testing.assert_array_equal(seen["codes"], decode_codes(tensor.data, "Q4_0").q[16:48])
     assert store[weight].n == 32
     assert seen["tiles"] == 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -194,6 +195,7 @@ def decode_codes(data: np.ndarray, type_name: str) -> Codes:
     return decoder(data.reshape(data.shape[0], -1, block_bytes))
 
 
+@cache
 def code_form(type_name: str) -> tuple[int, bool, int]:
     """(bits, asymmetric, block) of a type's codes: what decides the kernel."""
     block_bytes, decoder = _DECODERS[type_name]

@@ -11,13 +11,12 @@ from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.lower import Lowering, kv_bytes_before
-from edgellm.executors.native.weights import WeightStore, form_of, kernel_form
+from edgellm.executors.native.weights import WeightStore, form_of
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import (
     GROUP,
     Instruction,
-    Pack,
     Rope,
     State,
     Step,
@@ -28,7 +27,7 @@ from edgellm.kernels.layout import (
 )
 from edgellm.kernels.memory import address, aligned, reserve
 from edgellm.kernels.simd.level import Target, host_target
-from edgellm.kernels.team import Team, call_kernel
+from edgellm.kernels.team import Team
 from edgellm.program import access, ops
 from edgellm.program.program import Program
 
@@ -62,26 +61,24 @@ class NativeExecutor(Executor):
         self.target = target or host_target()
         self._store = WeightStore(checkpoint, _matrices(program))
         self._workspace = Workspace(max(align(CHUNK, GROUP), threads))
-        forms = {f"pack/{kernel_form(f)}" for f in _forms(program, checkpoint) if isinstance(f, TileLayout)}
-        kernels = load_kernels(
-            [*sorted(forms), "step"],
-            self.target,
-            lambda d, t: progress("compiling", d, t) if progress else None,
-        )
-        self._team = Team(threads, self.target)
         self._planes = activation_planes
         self.lock = threading.Lock()  # sessions share the activations' memory
-        self._pack_kernels = kernels
-        self._store.pack(
-            self._pack_codes, threads, lambda d, t: progress("packing", d, t) if progress else None
-        )
+
+        def compiling(done: int, total: int) -> None:
+            if progress:
+                progress("compiling", done, total)
+
+        def packing(done: int, total: int) -> None:
+            if progress:
+                progress("packing", done, total)
+
+        self._store.pack(load_kernels(self._store.kernels, self.target, compiling), threads, packing)
+        self._team = Team(threads, self.target)
         self._lowered = Lowering(
             program, checkpoint.tensors, self._store, self._workspace, activation_planes
         ).result
         names = [i.kernel for i in self._lowered.instructions]
-        kernels = load_kernels(
-            [*names, "step"], self.target, lambda d, t: progress("compiling", d, t) if progress else None
-        )
+        kernels = load_kernels([*names, "step"], self.target, compiling)
         self._step_kernel = kernels["step"]
         self._table = aligned(len(Instruction) * len(names), np.int64).reshape(-1, len(Instruction))
         for row, i in zip(self._table, self._lowered.instructions, strict=True):
@@ -111,11 +108,8 @@ class NativeExecutor(Executor):
 
     def describe(self) -> dict[str, str]:
         """Weight name -> layout and instruction set of the kernel that runs it."""
-        described = {}
-        for weight in _matrices(self.program):
-            form = self._store[weight].form
-            described[str(weight)] = describe_form(form, self.target, self._planes)
-        return described
+        forms = self._store.forms.items()
+        return {str(weight): describe_form(form, self.target, self._planes) for weight, form in forms}
 
     # -- used by sessions --------------------------------------------------------------------------
 
@@ -129,12 +123,6 @@ class NativeExecutor(Executor):
         return self._workspace.array(self._workspace["logits"], rows)
 
     # -- parts -------------------------------------------------------------------------------------
-
-    def _pack_codes(self, codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
-        codes = np.ascontiguousarray(codes)
-        fields = {"SOURCE": address(codes), "N": codes.shape[0], "K": codes.shape[1], "WEIGHT": to}
-        args = record(Pack, **fields, TILE_STRIDE=form.stride, TILES=tiles)
-        call_kernel(self._pack_kernels[f"pack/{kernel_form(form)}"], address(args))
 
     def _reserve_rope(self, context: int) -> None:
         """Tables of cosines and sines for `context` positions; they are filled as positions come up."""
@@ -207,11 +195,6 @@ def _matrices(program: Program) -> list[ops.Weight]:
     return list(dict.fromkeys(found))
 
 
-def _forms(program: Program, checkpoint: Checkpoint) -> list[TileLayout | str]:
-    tensors = (checkpoint.tensors[w.name] for w in _matrices(program))
-    return [form_of(t.type, t.shape[-1]) for t in tensors]
-
-
 def describe_form(form: TileLayout | str, target: Target, planes: int = ACTIVATION_PLANES) -> str:
     """One phrase for `inspect`."""
     if not isinstance(form, TileLayout):
@@ -221,6 +204,6 @@ def describe_form(form: TileLayout | str, target: Target, planes: int = ACTIVATI
     return f"tile16x4 {scales}, activations in {planes} int8 plane{'s' * (planes > 1)} ({target.level})"
 
 
-def describe_types(types: dict[str, tuple[str, int]], target: Target) -> dict[str, str]:
-    """As NativeExecutor.describe, from name -> (tensor type, inputs) alone, without loading anything."""
-    return {name: describe_form(form_of(kind, k), target) for name, (kind, k) in types.items()}
+def describe_tensor(type_name: str, inputs: int, target: Target) -> str:
+    """As describe_form, for a tensor of which nothing is loaded. Raises EdgeError where it cannot be run."""
+    return describe_form(form_of(type_name, inputs), target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ import numpy as np
 from edgellm.errors import EdgeError
 from edgellm.executors.native.codes import QUANTIZED_TYPES, Codes, code_form, decode_codes
 from edgellm.formats.checkpoint import Checkpoint
-from edgellm.kernels.layout import ROW_SCALES, ROWS, TileLayout, align
+from edgellm.kernels.layout import ROW_SCALES, ROWS, Pack, TileLayout, align, record
 from edgellm.kernels.memory import address, memory_limit, release_pages, reserve
+from edgellm.kernels.team import call_kernel
 from edgellm.program.ops import Weight
 
 FLOAT_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
-PackCodes = Callable[[np.ndarray, int, TileLayout, int], None]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,20 @@ def kernel_form(form: TileLayout | str) -> str:
     return f"kind={form}"
 
 
+def pack_kernel(form: TileLayout) -> str:
+    return f"pack/{kernel_form(form)}"
+
+
+def pack_codes(kernel: int, codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
+    """(n, k) uint8 codes into the tiles at address `to`, by the kernel at that address."""
+    codes = np.ascontiguousarray(codes)
+    args = record(
+        Pack, SOURCE=address(codes), N=codes.shape[0], K=codes.shape[1], WEIGHT=to,
+        TILE_STRIDE=form.stride, TILES=tiles,
+    )  # fmt: skip
+    call_kernel(kernel, address(args))
+
+
 class WeightStore:
     """All linear and embedding weights in one arena of huge pages."""
 
@@ -90,13 +104,23 @@ class WeightStore:
         self._plan = plan
         self.nbytes = total
 
+    @property
+    def forms(self) -> dict[Weight, TileLayout | str]:
+        """The layout of every weight; known before anything is packed."""
+        return {weight: form for weight, _, form, _ in self._plan}
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels that `pack` needs."""
+        return sorted({pack_kernel(f) for f in self.forms.values() if isinstance(f, TileLayout)})
+
     def pack(
-        self, pack_codes: PackCodes, threads: int, progress: Callable[[int, int], None] | None = None
+        self, kernels: Mapping[str, int], threads: int, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Fill the arena. progress(bytes done, bytes in all)."""
+        """Fill the arena. kernels: addresses by name. progress(bytes done, bytes in all)."""
         done = 0
         with ThreadPoolExecutor(threads) as pool:
-            for packed_bytes in pool.map(lambda item: self._pack_one(item, pack_codes), self._plan):
+            for packed_bytes in pool.map(lambda item: self._pack_one(item, kernels), self._plan):
                 done += packed_bytes
                 if progress:
                     progress(done, self.nbytes)
@@ -104,7 +128,7 @@ class WeightStore:
     def __getitem__(self, weight: Weight) -> Packed:
         return self._packed[weight]
 
-    def _pack_one(self, item: tuple[Weight, int, TileLayout | str, int], pack_codes: PackCodes) -> int:
+    def _pack_one(self, item: tuple[Weight, int, TileLayout | str, int], kernels: Mapping[str, int]) -> int:
         weight, n, form, offset = item
         tensor = self._checkpoint.tensors[weight.name]
         k = tensor.shape[1]
@@ -116,7 +140,7 @@ class WeightStore:
         if isinstance(form, TileLayout):
             codes = decode_codes(tensor.data[rows], tensor.type)
             _store_scales(codes, form, area, weight.scale)
-            pack_codes(codes.q, address(area), form, tiles)
+            pack_codes(kernels[pack_kernel(form)], codes.q, address(area), form, tiles)
             shift = codes.zero_shift
         else:
             dtype = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}[form]

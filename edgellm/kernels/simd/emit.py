@@ -138,8 +138,7 @@ class Emit:
         x = b.select(b.fcmp_ordered("<", x, const(V16F32, 88.0)), x, const(V16F32, 88.0))
         tiny = b.fcmp_ordered("<", x, const(V16F32, -87.0))
         x = b.select(tiny, const(V16F32, -87.0), x)
-        magic = const(V16F32, 12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
-        n = b.fsub(b.fadd(b.fmul(x, const(V16F32, 1.44269504088896341)), magic), magic)
+        n = self.round(b.fmul(x, const(V16F32, 1.44269504088896341)))
         r = self.fma(n, const(V16F32, -0.693359375), x)
         r = self.fma(n, const(V16F32, 2.12194440e-4), r)
         p = const(V16F32, 1.9875691500e-4)
@@ -149,6 +148,23 @@ class Emit:
         power = b.shl(b.add(b.fptosi(n, V16I32), const(V16I32, 127)), const(V16I32, 23))
         y = b.fmul(p, b.bitcast(power, V16F32))
         return b.select(tiny, const(V16F32, 0.0), y)
+
+    def sigmoid(self, x: Any) -> Any:
+        """1 / (1 + e^-x)"""
+        one = const(V16F32, 1.0)
+        return self.b.fdiv(one, self.b.fadd(one, self.exp(self.b.fneg(x))))
+
+    def softcap(self, x: Any, cap: Any) -> Any:
+        """cap * tanh(x / cap), the tanh as 2 sigmoid(2 x / cap) - 1; cap is a vector."""
+        b = self.b
+        ratio = b.fdiv(x, cap)
+        doubled = b.fmul(const(V16F32, 2.0), self.sigmoid(b.fadd(ratio, ratio)))
+        return b.fmul(cap, b.fsub(doubled, const(V16F32, 1.0)))
+
+    def round(self, x: Any) -> Any:
+        """To the nearest integer, ties to even, for |x| < 2^22."""
+        magic = const(x.type, 12582912.0)  # 1.5 * 2^23: adding it leaves no room for a fraction
+        return self.b.fsub(self.b.fadd(x, magic), magic)
 
     def prefetch(self, addr: Any) -> None:
         fn = self.intrinsic("llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
