@@ -279,14 +279,14 @@ class ReferenceSession(Session):
     """One sequence in the reference executor; a slot's cache rows beyond the position are never read."""
 
     def __init__(self, executor: ReferenceExecutor, context: int):
-        super().__init__(context, executor.program.vocab_size)
-        self.executor = executor
+        super().__init__(context, executor.program.vocab_size, executor)
+        self._reference = executor
         self.caches = [KvCache(slot, executor.kv_dtype) for slot in executor.program.kv_slots]
 
     def _forward(self, tokens: np.ndarray, all_logits: bool) -> np.ndarray:
         positions = np.arange(self.position, self.position + len(tokens))
-        state = State(self.executor.weights, tokens, positions, self.caches, all_logits=all_logits)
-        for op in self.executor.program.ops:
+        state = State(self._reference.weights, tokens, positions, self.caches, all_logits=all_logits)
+        for op in self._reference.program.ops:
             run_op(op, state)
         result = state.buffers["logits"]
         return result if all_logits else result[-1]

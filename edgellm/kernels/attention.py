@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import QUERIES, Append, Attend, State
+from edgellm.kernels.layout import QUERIES, Append, Attend, Sequence, State
 from edgellm.kernels.simd.emit import F32, I32, LANES, V16F16, V16F32, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at
 
+SEQUENCE_BYTES = 8 * len(Sequence)
 VALUE_VECTORS = 4  # value vectors of 16 that are summed in one pass
 
 
@@ -61,19 +63,21 @@ def build_append(target: Target) -> Callable[..., None]:
         a, s = i64_at(args), i64_at(state)
         heads, dim = a[Append.KV_HEADS], a[Append.HEAD_DIM]
         padded = (dim + 15) // 16 * 16
-        items = s[State.TOKENS] * heads
-        for item in range(items * thread // threads, items * (thread + 1) // threads):
-            t, head = item // heads, item % heads
-            p = s[State.POSITION] + t
-            k = a[Append.K] + t * a[Append.K_STRIDE] + 4 * head * dim
-            v = a[Append.V] + t * a[Append.V_STRIDE] + 4 * head * dim
-            slot = s[State.KV] + a[Append.KV_BEFORE] * s[State.CONTEXT]
-            region = 2 * padded * s[State.CONTEXT]
-            keys = slot + head * region + p // 16 * (32 * padded) + p % 16 * 2
-            values = slot + (heads + head) * region + p * (2 * padded)
-            for d in range(0, dim, 16):
-                keys16(k + 4 * d, keys + 32 * d)
-                values16(v + 4 * d, values + 2 * d)
+        for n in range(s[State.SEQUENCES]):
+            q = i64_at(s[State.SEQUENCE_TABLE] + n * SEQUENCE_BYTES)
+            slot = q[Sequence.KV] + a[Append.KV_BEFORE] * q[Sequence.CONTEXT]
+            region = 2 * padded * q[Sequence.CONTEXT]
+            items = q[Sequence.ROWS] * heads
+            for item in range(items * thread // threads, items * (thread + 1) // threads):
+                t, head = q[Sequence.FIRST_ROW] + item // heads, item % heads
+                p = q[Sequence.POSITION] + item // heads
+                k = a[Append.K] + t * a[Append.K_STRIDE] + 4 * head * dim
+                v = a[Append.V] + t * a[Append.V_STRIDE] + 4 * head * dim
+                keys = slot + head * region + p // 16 * (32 * padded) + p % 16 * 2
+                values = slot + (heads + head) * region + p * (2 * padded)
+                for d in range(0, dim, 16):
+                    keys16(k + 4 * d, keys + 32 * d)
+                    values16(v + 4 * d, values + 2 * d)
 
     return append
 
@@ -216,13 +220,14 @@ def build_attend(target: Target) -> Callable[..., None]:
     softmax = _make_softmax(target)
     pass_width = 16 * VALUE_VECTORS
 
-    def attend(args: int, state: int, thread: int, threads: int) -> None:
-        a, s, af = i64_at(args), i64_at(state), f64_at(args)
-        tokens, heads, dim = s[State.TOKENS], a[Attend.HEADS], a[Attend.HEAD_DIM]
+    @numba.njit(inline="always")
+    def sequence(args, state, record, thread, threads):  # type: ignore[no-untyped-def]
+        a, s, af, sq = i64_at(args), i64_at(state), f64_at(args), i64_at(record)
+        tokens, heads, dim = sq[Sequence.ROWS], a[Attend.HEADS], a[Attend.HEAD_DIM]
         width = (dim + 15) // 16 * 16
-        row_bytes, window = 4 * s[State.CONTEXT], a[Attend.WINDOW]
-        slot = s[State.KV] + a[Attend.KV_BEFORE] * s[State.CONTEXT]
-        region = 2 * width * s[State.CONTEXT]
+        row_bytes, window = 4 * sq[Sequence.CONTEXT], a[Attend.WINDOW]
+        slot = sq[Sequence.KV] + a[Attend.KV_BEFORE] * sq[Sequence.CONTEXT]
+        region = 2 * width * sq[Sequence.CONTEXT]
         scratch = s[State.SCRATCH] + thread * s[State.SCRATCH_BYTES]
         sums_at = scratch + QUERIES * row_bytes
         group = 1 if tokens == 1 else QUERIES
@@ -232,7 +237,7 @@ def build_attend(target: Target) -> Callable[..., None]:
             # The last group may be short: its extra queries repeat rows that exist in the padded buffers.
             t0 = g * group
             count = min(group, tokens - t0)
-            p0 = s[State.POSITION] + t0
+            p0 = sq[Sequence.POSITION] + t0
             first = max(0, p0 - window + 1) if window != 0 else 0
             start = first // 16 * 16
             end = p0 + count  # one past the last position that any of the queries sees
@@ -240,7 +245,7 @@ def build_attend(target: Target) -> Callable[..., None]:
             kv_head = head // (heads // a[Attend.KV_HEADS])
             keys = slot + kv_head * region + start * (2 * width)
             values = slot + (a[Attend.KV_HEADS] + kv_head) * region + start * (2 * width)
-            q = a[Attend.Q] + t0 * a[Attend.Q_STRIDE] + 4 * head * dim
+            q = a[Attend.Q] + (sq[Sequence.FIRST_ROW] + t0) * a[Attend.Q_STRIDE] + 4 * head * dim
             if group == 1:
                 scores1(q, 0, keys, blocks, dim, width, af[Attend.SCALE], scratch, row_bytes)
             else:
@@ -274,11 +279,18 @@ def build_attend(target: Target) -> Callable[..., None]:
                         tail_n(scratch, row_bytes, at, 2 * width, end - start, to, 4 * width)
                     d += 16
             for i in range(count):
-                out = f32_at(a[Attend.OUT] + (t0 + i) * a[Attend.OUT_STRIDE] + 4 * head * dim)
+                out = f32_at(
+                    a[Attend.OUT] + (sq[Sequence.FIRST_ROW] + t0 + i) * a[Attend.OUT_STRIDE] + 4 * head * dim
+                )
                 result = f32_at(acc + 4 * i * width)
                 factor = f32_at(sums_at)[i]
                 for j in range(dim):
                     out[j] = result[j] * factor
+
+    def attend(args: int, state: int, thread: int, threads: int) -> None:
+        s = i64_at(state)
+        for n in range(s[State.SEQUENCES]):
+            sequence(args, state, s[State.SEQUENCE_TABLE] + n * SEQUENCE_BYTES, thread, threads)
 
     return attend
 

@@ -104,8 +104,6 @@ def build(target: Target, function: str) -> Callable[..., None]:
         factor = f64_at(args)[Arg.FACTOR]
         x_row = a[Arg.X_PRIVATE] * thread if tokens == 1 else 0
         y_row = a[Arg.Y_PRIVATE] * thread if tokens == 1 else 0
-        if a[Arg.LAST_ONLY] != 0 and s[State.ALL_LOGITS] == 0:
-            tokens = 1
         first, last = tokens * vectors * thread // threads, tokens * vectors * (thread + 1) // threads
         while first < last:
             t, v = first // vectors, first % vectors

@@ -56,11 +56,11 @@ def build(target: Target, kind: str, bits: int = 0, asym: int = 0, block: int = 
     def embed(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)
         factor = np.float32(f64_at(args)[Arg.FACTOR])
-        ids = i64_at(s[State.IDS])
+        ids, positions = i64_at(s[State.IDS]), i64_at(s[State.POSITIONS])
         items = s[State.TOKENS] * a[Arg.COUNT]
         for item in range(items * thread // threads, items * (thread + 1) // threads):
             t, chunk = item // a[Arg.COUNT], item % a[Arg.COUNT]
-            row = s[State.POSITION] + t + a[Arg.SHIFT] if a[Arg.POSITIONS] != 0 else ids[t]
+            row = positions[t] + a[Arg.SHIFT] if a[Arg.POSITIONS] != 0 else ids[t]
             tile = a[Arg.WEIGHT] + row // ROWS * a[Arg.TILE_STRIDE]
             decode(a, tile, row % ROWS, chunk, f32_at(a[Arg.OUT] + t * a[Arg.OUT_STRIDE]), factor)
 

@@ -34,16 +34,22 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
     return data
 
 
-# The record that describes one forward call.
-#   TOKENS      T
-#   POSITION    of the first token
-#   ALL_LOGITS  0: only the last token's are wanted
-#   IDS         address of T int64 token ids
-#   KV          address of the session's KV cache, for CONTEXT positions (a multiple of 16)
-#   SCRATCH     address of attention scratch, SCRATCH_BYTES for each thread
-#   ZERO        address of 64 zero bytes
-#   BARRIER     address of the barrier's two counters, see waiting.make_barrier
-State = slots("State", "TOKENS POSITION ALL_LOGITS IDS KV CONTEXT SCRATCH SCRATCH_BYTES ZERO BARRIER")
+# The record that describes one step: TOKENS rows, which belong to one or several sequences.
+#   POSITIONS, IDS  addresses of TOKENS int64: each row's position in its sequence, and its token
+#   SEQUENCES       how many Sequence records SEQUENCE_TABLE points at, in the order of their rows
+#   SCRATCH         address of attention scratch, SCRATCH_BYTES for each thread
+#   ZERO            address of 64 zero bytes
+#   BARRIER         address of the barrier's two counters, see waiting.make_barrier
+#   TAIL            address of the State for the instructions from Step.TAIL on, whose rows are those that
+#                   logits are wanted of (none: the instructions are left out)
+#   WANTED          in a tail's State, address of TOKENS int64: its rows' numbers before, ascending
+State = slots(
+    "State",
+    "TOKENS POSITIONS IDS SEQUENCES SEQUENCE_TABLE SCRATCH SCRATCH_BYTES ZERO BARRIER TAIL WANTED",
+)
+# ROWS rows from FIRST_ROW on, the first of them at POSITION; KV: address of the sequence's KV cache, for
+# CONTEXT positions (a multiple of 16).
+Sequence = slots("Sequence", "FIRST_ROW ROWS POSITION KV CONTEXT")
 
 # The argument records of the kernels. X, ACT, INPUT, OUT and the like are addresses, *_STRIDE bytes from one
 # token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
@@ -51,12 +57,11 @@ LinearQ = slots(
     "LinearQ",
     "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT "
     "INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_ISUM "
-    "OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+    "OUT OUT_STRIDE BIAS ACCUMULATE",
 )
 LinearF = slots(
     "LinearF",
-    "WEIGHT TILE_STRIDE TILES INPUTS INPUT INPUT_STRIDE INPUT_PRIVATE "
-    "OUT OUT_STRIDE BIAS ACCUMULATE LAST_ONLY",
+    "WEIGHT TILE_STRIDE TILES INPUTS INPUT INPUT_STRIDE INPUT_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE",
 )
 Quantize = slots(
     "Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS LOW SCALE FSUM32 ISUM32 FSUM16 ISUM16"
@@ -64,9 +69,9 @@ Quantize = slots(
 # EPS is a float64. WEIGHT is float32 (WIDTH,), BIAS too or 0.
 Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
 # out = f(x, y); FACTOR is a float64. Rows are padded to whole vectors of 16.
-Elementwise = slots(
-    "Elementwise", "X X_STRIDE X_PRIVATE Y Y_STRIDE Y_PRIVATE OUT OUT_STRIDE VECTORS FACTOR LAST_ONLY"
-)
+Elementwise = slots("Elementwise", "X X_STRIDE X_PRIVATE Y Y_STRIDE Y_PRIVATE OUT OUT_STRIDE VECTORS FACTOR")
+# WIDTH float32 of a row, a multiple of 16.
+Select = slots("Select", "X X_STRIDE X_PRIVATE WIDTH")
 # TABLE: float32 (positions, 2, HALF): the cosines, then the sines, of every position.
 Rope = slots("Rope", "X X_STRIDE HEADS HEAD_DIM HALF TABLE")
 # COUNT: chunks of CHUNK inputs in a row (the scale blocks of a quantised table). FACTOR is a float64.
@@ -75,15 +80,16 @@ Embed = slots(
     "Embed",
     "WEIGHT TILE_STRIDE COUNT CHUNK INPUTS ZERO_SHIFT OUT OUT_STRIDE FACTOR POSITIONS SHIFT",
 )
-# KV_BEFORE: bytes that one position takes in the slots before this one; regions scale with State.CONTEXT.
+# KV_BEFORE: bytes that one position takes in the slots before this one; regions scale with CONTEXT.
 Append = slots("Append", "K V K_STRIDE V_STRIDE KV_HEADS HEAD_DIM KV_BEFORE")
 # SCALE and SOFTCAP are float64; WINDOW and SOFTCAP are 0 where there is none.
 Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE HEADS KV_HEADS HEAD_DIM KV_BEFORE SCALE WINDOW SOFTCAP")
 # SOURCE: uint8 (N, K) codes.
 Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES")
 # COUNT instructions at TABLE, each four int64: kernel address, its argument record, and whether all
-# threads must have finished it before the next one, for one token and for several.
-Step = slots("Step", "COUNT TABLE")
+# threads must have finished it before the next one, for one token and for several. Those from number TAIL
+# on run with the State at State.TAIL.
+Step = slots("Step", "COUNT TABLE TAIL")
 Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY")
 
 # A team's call, and what its threads wait on: GENERATION and FINISHED count up, each on a cache line.

@@ -24,9 +24,6 @@ def over_tiles(slots: Any, tile1: Any, tile_group: Any) -> Callable[..., None]:
         x = a[slots.INPUT]
         if tokens == 1:
             x += a[slots.INPUT_PRIVATE] * thread * stride
-        elif a[slots.LAST_ONLY] != 0 and s[State.ALL_LOGITS] == 0:
-            x += (tokens - 1) * stride
-            tokens = 1
         first = a[slots.TILES] * thread // threads
         last = a[slots.TILES] * (thread + 1) // threads
         for tile in range(first, last):

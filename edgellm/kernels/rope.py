@@ -17,12 +17,13 @@ def build(target: Target, style: str) -> Callable[..., None]:
     def rope(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)
         heads, half = a[Arg.HEADS], a[Arg.HALF]
+        positions = i64_at(s[State.POSITIONS])
         items = s[State.TOKENS] * heads
         for item in range(items * thread // threads, items * (thread + 1) // threads):
             t, head = item // heads, item % heads
             x = f32_at(a[Arg.X] + t * a[Arg.X_STRIDE] + 4 * head * a[Arg.HEAD_DIM])
-            cos = f32_at(a[Arg.TABLE] + (s[State.POSITION] + t) * half * 8)
-            sin = f32_at(a[Arg.TABLE] + (s[State.POSITION] + t) * half * 8 + 4 * half)
+            cos = f32_at(a[Arg.TABLE] + positions[t] * half * 8)
+            sin = f32_at(a[Arg.TABLE] + positions[t] * half * 8 + 4 * half)
             for i in range(half):
                 if interleaved:
                     p, q = 2 * i, 2 * i + 1

@@ -19,6 +19,11 @@ def build(target: Target) -> Callable[..., None]:
         a, s = i64_at(args), i64_at(state)
         tokens = s[State.TOKENS]
         for i in range(a[Arg.COUNT]):
+            if i == a[Arg.TAIL]:
+                state = s[State.TAIL]
+                tokens = i64_at(state)[State.TOKENS]
+                if tokens == 0:
+                    break
             op = i64_at(a[Arg.TABLE] + 32 * i)
             call_kernel(op[Instruction.KERNEL], op[Instruction.ARGS], state, thread, threads)
             wait = op[Instruction.BARRIER_ONE] if tokens == 1 else op[Instruction.BARRIER_MANY]

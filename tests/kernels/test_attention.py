@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.kernels.layout import Append, Attend, record, scratch_bytes
+from edgellm.kernels.layout import Append, Attend, Sequence, record, scratch_bytes
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target
 
@@ -54,8 +54,9 @@ def test_attention_over_several_calls(
         for array in (q, k, v):
             array[:] = rng.standard_normal(array.size)
         out = aligned((tokens + 8) * heads * dim + 16, np.float32)
+        sequence = record(Sequence, ROWS=tokens, POSITION=position, KV=address(cache), CONTEXT=CONTEXT)
         state = {
-            "TOKENS": tokens, "POSITION": position, "KV": address(cache), "CONTEXT": CONTEXT,
+            "TOKENS": tokens, "SEQUENCES": 1, "SEQUENCE_TABLE": address(sequence),
             "SCRATCH": address(scratch), "SCRATCH_BYTES": scratch.nbytes,
         }  # fmt: skip
         append = record(

@@ -84,7 +84,8 @@ def test_rope_rotates_pairs_and_leaves_the_rest(run_kernel, target: Target, styl
         HALF=half,
         TABLE=address(table),
     )
-    run_kernel(target, f"rope/style={style}", args, TOKENS=2, POSITION=position)
+    positions = np.array([position, position + 1])
+    run_kernel(target, f"rope/style={style}", args, TOKENS=2, POSITIONS=address(positions))
     after = x.reshape(2, heads, dim)
     first, second = (np.arange(half), np.arange(half) + half)
     if style == "interleaved":

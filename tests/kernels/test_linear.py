@@ -140,9 +140,7 @@ def test_linear_q_matches_numpy_on_the_same_integers(
             ACT_ISUM=layout.isum32 if wide else layout.isum16, OUT=address(out), OUT_STRIDE=192,
             BIAS=address(bias), ACCUMULATE=1,
         )  # fmt: skip
-        run_kernel(
-            target, f"linear_q/{kernel_form(packed.form)},planes={planes}", args, TOKENS=tokens, ALL_LOGITS=1
-        )
+        run_kernel(target, f"linear_q/{kernel_form(packed.form)},planes={planes}", args, TOKENS=tokens)
         q, scale = integers_of(act, layout, planes)
         values = q * np.repeat(scale.astype(np.float64), 32, axis=1)
         exact = values @ tensor.dequantize().astype(np.float64).T + bias[:n] + before
@@ -168,7 +166,7 @@ def test_linear_f_matches_numpy(run_kernel, target: Target, type_name: str, k: i
         LinearF, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles, INPUTS=k,
         INPUT=address(x), INPUT_STRIDE=stride, OUT=address(out), OUT_STRIDE=128,
     )  # fmt: skip
-    run_kernel(target, f"linear_f/{kernel_form(packed.form)}", args, TOKENS=tokens, ALL_LOGITS=1)
+    run_kernel(target, f"linear_f/{kernel_form(packed.form)}", args, TOKENS=tokens)
     exact = x[:tokens, :k].astype(np.float64) @ tensor.dequantize().astype(np.float64).T
     np.testing.assert_allclose(out[:tokens, :n], exact, atol=2e-5)
     assert not out[:tokens, n:].any()

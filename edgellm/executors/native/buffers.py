@@ -87,6 +87,11 @@ class Hazards:
             result.append(barrier)
         return result[0], result[1]
 
+    def meet(self) -> None:
+        """Of many tokens, all threads have just waited for each other."""
+        self._written[1].clear()
+        self._read[1].clear()
+
 
 def _key(buffer: Buffer | str) -> str:
     return buffer if isinstance(buffer, str) else buffer.key

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
+from edgellm.executors.native.batch import Batch, steps
 from edgellm.executors.native.buffers import Workspace
-from edgellm.executors.native.lower import Lowering, kv_bytes_before
+from edgellm.executors.native.lower import Lowering
+from edgellm.executors.native.session import NativeSession
 from edgellm.executors.native.weights import WeightStore, form_of
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.compile import load_kernels
@@ -18,7 +21,6 @@ from edgellm.kernels.layout import (
     GROUP,
     Instruction,
     Rope,
-    State,
     Step,
     TileLayout,
     align,
@@ -60,7 +62,7 @@ class NativeExecutor(Executor):
         self.program, self.threads = program, threads
         self.target = target or host_target()
         self._store = WeightStore(checkpoint, _matrices(program))
-        self._workspace = Workspace(max(align(CHUNK, GROUP), threads))
+        self._workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
         self._planes = activation_planes
         self.lock = threading.Lock()  # sessions share the activations' memory
 
@@ -83,9 +85,11 @@ class NativeExecutor(Executor):
         self._table = aligned(len(Instruction) * len(names), np.int64).reshape(-1, len(Instruction))
         for row, i in zip(self._table, self._lowered.instructions, strict=True):
             row[:] = kernels[i.kernel], address(i.record), i.barrier_one, i.barrier_many
-        self._step = record(Step, COUNT=len(names), TABLE=address(self._table))
+        self._step = record(Step, COUNT=len(names), TABLE=address(self._table), TAIL=self._lowered.tail)
         self._barrier = aligned(16, np.int64)
         self._zero = aligned(16, np.float32)
+        self._batch = Batch(CHUNK, ZERO=address(self._zero), BARRIER=address(self._barrier))
+        self._scratch_context = 0
         self._rope_tables: list[np.ndarray] = []
         self._rope_filled = 0
 
@@ -101,6 +105,7 @@ class NativeExecutor(Executor):
     def new_session(self, context: int) -> NativeSession:
         with self.lock:  # a running session reads the tables that may have to grow
             self._reserve_rope(context)
+            self._reserve_scratch(context)
         return NativeSession(self, context)
 
     def close(self) -> None:
@@ -113,16 +118,35 @@ class NativeExecutor(Executor):
 
     # -- used by sessions --------------------------------------------------------------------------
 
-    def run(self, state: np.ndarray, last_position: int) -> None:
-        self._fill_rope(last_position)
-        state[State.ZERO], state[State.BARRIER] = address(self._zero), address(self._barrier)
-        self._team.run(self._step_kernel, address(self._step), address(state))
+    def run(self, work: Sequence[tuple[NativeSession, np.ndarray]], all_logits: bool) -> np.ndarray:
+        """Consume tokens of several sequences, without moving the sessions' positions.
 
-    def logits(self, rows: int) -> np.ndarray:
-        """(rows, vocab) view of the results of the last run."""
-        return self._workspace.array(self._workspace["logits"], rows)
+        Returns float32 logits, a row for each sequence's last token or for all tokens, in their order.
+        """
+        results = []
+        for pieces in steps(work, CHUNK):
+            with self.lock:
+                state, rows = self._batch.fill(pieces, all_logits)
+                self._fill_rope(max(piece.position + len(piece.ids) for piece in pieces) - 1)
+                self._team.run(self._step_kernel, address(self._step), state)
+                results.append(self._workspace.array(self._workspace["logits"], rows).copy())
+        return results[0] if len(results) == 1 else np.concatenate(results)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _forward_batch(self, sessions: Sequence[Session], ids: Sequence[np.ndarray]) -> np.ndarray:
+        own = cast("Sequence[NativeSession]", sessions)
+        return self.run(list(zip(own, ids, strict=True)), all_logits=False)
+
+    def _reserve_scratch(self, context: int) -> None:
+        """Attention's memory for `context` positions."""
+        padded = align(context, 16)
+        if padded > self._scratch_context:
+            head_dim = max((slot.head_dim for slot in self.program.kv_slots), default=16)
+            each = align(scratch_bytes(padded, head_dim))
+            self._scratch = reserve(each * self.threads, huge_pages=False, what="attention scores")
+            self._batch.set(SCRATCH=address(self._scratch), SCRATCH_BYTES=each)
+            self._scratch_context = padded
 
     def _reserve_rope(self, context: int) -> None:
         """Tables of cosines and sines for `context` positions; they are filled as positions come up."""
@@ -146,41 +170,6 @@ class NativeExecutor(Executor):
             table[first:end, 0] = np.cos(angles) * op.magnitude
             table[first:end, 1] = np.sin(angles) * op.magnitude
         self._rope_filled = end
-
-
-class NativeSession(Session):
-    """One sequence of the native executor, its KV cache a virtual reservation for the whole context."""
-
-    def __init__(self, executor: NativeExecutor, context: int):
-        super().__init__(context, executor.program.vocab_size)
-        self._executor = executor
-        padded = align(context, 16)
-        self._per_position = kv_bytes_before(executor.program)[-1]
-        self._cache = reserve(padded * self._per_position + 64, huge_pages=False, what="the KV cache")
-        head_dim = max((slot.head_dim for slot in executor.program.kv_slots), default=16)
-        each = align(scratch_bytes(padded, head_dim))
-        self._scratch = reserve(each * executor.threads, huge_pages=False, what="attention scores")
-        self._state = record(
-            State, KV=address(self._cache), CONTEXT=padded, SCRATCH=address(self._scratch), SCRATCH_BYTES=each
-        )
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the cache that hold positions consumed so far."""
-        return self.position * self._per_position
-
-    def _forward(self, tokens: np.ndarray, all_logits: bool) -> np.ndarray:
-        results: list[np.ndarray] = []
-        for first in range(0, len(tokens), CHUNK):
-            ids = np.ascontiguousarray(tokens[first : first + CHUNK])
-            position = self.position + first
-            self._state[State.TOKENS], self._state[State.POSITION] = len(ids), position
-            self._state[State.ALL_LOGITS], self._state[State.IDS] = int(all_logits), address(ids)
-            with self._executor.lock:
-                self._executor.run(self._state, position + len(ids) - 1)
-                chunk = self._executor.logits(len(ids) if all_logits else 1).copy()
-            results = [*results, chunk] if all_logits else [chunk]
-        return np.concatenate(results) if all_logits else results[-1][0]
 
 
 def _matrices(program: Program) -> list[ops.Weight]:

@@ -22,6 +22,7 @@ from edgellm.kernels.memory import address, aligned
 from edgellm.program import access, ops
 from edgellm.program.program import Program
 
+_BY_POSITION = (ops.Embed, ops.Rope, ops.KvAppend, ops.Attend)  # they know rows by their place in a sequence
 EMBED_CHUNK = 256  # inputs of a float embedding row that one thread copies at a time
 
 
@@ -42,6 +43,7 @@ class Lowered:
     instructions: list[Instruction] = field(default_factory=list)
     ropes: list[tuple[ops.Rope, np.ndarray]] = field(default_factory=list)  # records to point at a table
     constants: list[np.ndarray] = field(default_factory=list)
+    tail: int = 0  # number of the first instruction that runs for the rows that logits are wanted of
 
 
 def kv_bytes_before(program: Program) -> list[int]:
@@ -58,6 +60,12 @@ def _uses(rest: Sequence[ops.Op], name: str) -> Iterator[ops.Op]:
             yield op
         if name in access.writes(op):
             return
+
+
+def _live(rest: Sequence[ops.Op]) -> list[str]:
+    """The buffers whose present content the ops `rest` read."""
+    names = dict.fromkeys(name for op in rest for name in (*access.reads(op), *access.writes(op)))
+    return [name for name in names if any(_uses(rest, name))]
 
 
 def _added_to(op: ops.Linear | ops.Ffn, rest: Sequence[ops.Op]) -> str | None:
@@ -94,6 +102,7 @@ class Lowering:
             ops.Attend: self._attend, ops.Add: self._add, ops.Scale: self._scale, ops.Softcap: self._softcap,
             ops.Logits: self._logits,
         }  # fmt: skip
+        last = max(i for i, op in enumerate(program.ops) if isinstance(op, _BY_POSITION))
         fused = -1  # index of an Add that the op before it has done
         for i, op in enumerate(program.ops):
             if i == fused:
@@ -111,6 +120,8 @@ class Lowering:
                     self._ffn(op, target)
             else:
                 handlers[type(op)](op)
+            if i == last:
+                self._select(_live(self._rest))
         self.result.instructions[-1].barrier_one = self.result.instructions[-1].barrier_many = True
 
     # -- ops ---------------------------------------------------------------------------------------
@@ -150,12 +161,12 @@ class Lowering:
 
     def _linear(
         self, x_name: str, out_name: str, weight: ops.Weight, bias: ops.Weight | None,
-        add_to: str | None = None, last_only: bool = False,
+        add_to: str | None = None,
     ) -> None:  # fmt: skip
         packed, x = self._store[weight], self._space[x_name]
         fields: dict[str, int | float] = {
             "WEIGHT": packed.address, "TILE_STRIDE": packed.stride, "TILES": packed.tiles,
-            "BIAS": 0 if bias is None else self._vector(bias, packed.n, 0.0), "LAST_ONLY": int(last_only),
+            "BIAS": 0 if bias is None else self._vector(bias, packed.n, 0.0),
         }  # fmt: skip
         if isinstance(packed.form, TileLayout):
             source = self._quantize(x, x_name)
@@ -236,9 +247,24 @@ class Lowering:
         self._elementwise("softcap", op.x, None, op.out, op.cap)
 
     def _logits(self, op: ops.Logits) -> None:
-        self._linear(op.x, op.out, op.weight, op.bias, last_only=True)
+        self._linear(op.x, op.out, op.weight, op.bias)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _select(self, names: Sequence[str]) -> None:
+        """From here on only the wanted rows count; `names` are the buffers that are still needed. A lone
+        row stays where it is, so nobody has to wait; of several rows, any thread may have written any."""
+        self.result.instructions[-1].barrier_many = True
+        for name in names:
+            x = self._space[name]
+            self._emit(
+                "select", "Select", reads=[], writes=[], X=x.address, X_STRIDE=x.stride,
+                X_PRIVATE=int(x.private), WIDTH=align(x.width, 16),
+            )  # fmt: skip
+        self.result.instructions[-1].barrier_many = True
+        self._hazards.meet()
+        self._quantized.clear()
+        self.result.tail = len(self.result.instructions)
 
     def _elementwise(
         self, function: str, x_name: str, y_name: str | None, out_name: str, factor: float = 0.0
@@ -251,8 +277,7 @@ class Lowering:
             fields |= {"Y": y.address, "Y_STRIDE": y.stride, "Y_PRIVATE": int(y.private)}
         self._emit(
             f"elementwise/function={function}", "Elementwise", reads=[b for b in (x, y) if b], writes=[out],
-            OUT=out.address, OUT_STRIDE=out.stride, VECTORS=-(-x.width // 16),
-            LAST_ONLY=int(out_name == "logits"), **fields,
+            OUT=out.address, OUT_STRIDE=out.stride, VECTORS=-(-x.width // 16), **fields,
         )  # fmt: skip
 
     def _quantize(self, x: Buffer, name: str) -> Buffer:
