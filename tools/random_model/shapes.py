@@ -1,0 +1,57 @@
+"""The shapes of models that are useful to measure with, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A llama model's numbers. tied: the output matrix is the embedding table."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    tied: bool = False
+    rope_base: float = 10000.0
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Tensor name -> (rows, columns) of every matrix, in the order of a GGUF file."""
+        found = {"token_embd.weight": (self.vocab, self.hidden)}
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        for layer in range(self.layers):
+            block = f"blk.{layer}."
+            found[block + "attn_q.weight"] = (queries, self.hidden)
+            found[block + "attn_k.weight"] = (keys, self.hidden)
+            found[block + "attn_v.weight"] = (keys, self.hidden)
+            found[block + "attn_output.weight"] = (self.hidden, queries)
+            found[block + "ffn_gate.weight"] = (self.ffn, self.hidden)
+            found[block + "ffn_up.weight"] = (self.ffn, self.hidden)
+            found[block + "ffn_down.weight"] = (self.hidden, self.ffn)
+        if not self.tied:
+            found["output.weight"] = (self.vocab, self.hidden)
+        return found
+
+    def norms(self) -> list[str]:
+        """Names of the norm vectors, all of width `hidden`."""
+        each = ("attn_norm", "ffn_norm")
+        return [f"blk.{i}.{name}.weight" for i in range(self.layers) for name in each] + [
+            "output_norm.weight"
+        ]
+
+
+SHAPES = {
+    # for tests: every quantisation's block divides its widths
+    "tiny": Shape(2, 256, 512, 8, 2, 32, 512, 1024),
+    # HuggingFaceTB/SmolLM2-135M
+    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, 8192, tied=True, rope_base=100000.0),
+    # TinyLlama/TinyLlama-1.1B
+    "llama-1.1b": Shape(22, 2048, 5632, 32, 4, 64, 32000, 2048),
+    # meta-llama/Llama-3.2-3B, without its RoPE scaling, which costs no time
+    "llama-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256, 8192, tied=True, rope_base=500000.0),
+}
