@@ -138,7 +138,7 @@ def _encoded(values: np.ndarray, kind: str) -> memoryview:
     import gguf
 
     blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
-    return memoryview(np.ascontiguousarray(blocks)).cast("B")
+    return np.ascontiguousarray(blocks).view(np.uint8).data
 
 
 def _pad(file: IO[bytes]) -> None:
