@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,17 @@ from edgellm.program import access, ops
 
 if TYPE_CHECKING:
     from edgellm.executors.base import Session
+    from edgellm.executors.native.executor import NativeExecutor
     from edgellm.model import Model
+    from edgellm.roofline import Step
 
 WARM_UP_DECODES = 4  # tokens; the first ones touch memory and wake the threads
 
 
 @dataclass
 class Result:
-    """One test: "pp128" is a prompt of 128 tokens in one go, "tg64" 64 tokens one by one."""
+    """One test: "pp128" is a prompt of 128 tokens in one go, "tg64" 64 tokens one by one, "tg64x4" the
+    same for four sequences at once."""
 
     test: str
     tokens: int
@@ -34,49 +37,90 @@ class Result:
 
 
 def measure(
-    model: Model, *, prompt: int, generate: int, depth: int, repetitions: int
+    model: Model, *, prompt: int, generate: int, depth: int, repetitions: int, sequences: int = 1
 ) -> tuple[list[Result], int | None]:
     """Run the tests (a count of 0 leaves one out), each after a warm-up.
 
+    sequences above 1 adds the decode of so many sequences at once, tokens per second summed over them.
     Returns the results and the most bytes that the KV cache held (None if the executor does not tell).
 
     Tokens are random, from a fixed seed: what a token is makes no difference to the time of a dense model.
     """
     rng = np.random.default_rng(0)
     longest = max(prompt, generate)
-    session = model.new_session(depth + longest)
     tokens = rng.integers(0, model.program.vocab_size, depth + longest)
+    sessions = [model.new_session(depth + longest) for _ in range(sequences)]
+    one = sessions[0]
 
     def prefill() -> None:
-        session.prefill(tokens[depth : depth + prompt])
+        one.prefill(tokens[depth : depth + prompt])
 
     def decode(count: int = generate) -> None:
         for token in tokens[depth : depth + count]:
-            session.decode(int(token))
+            one.decode(int(token))
+
+    def decode_all(count: int = generate) -> None:
+        for token in tokens[depth : depth + count]:
+            model.executor.decode_batch(sessions, [int(token)] * sequences)
 
     if depth:
-        session.prefill(tokens[:depth])
+        one.prefill(tokens[:depth])
     results = []
     kv_bytes = []
     if prompt:
         prefill()
-        results.append(_repeat(Result(f"pp{prompt}", prompt, depth), session, prefill, repetitions))
-        kv_bytes.append(getattr(session, "kv_bytes", None))
+        results.append(_repeat(Result(f"pp{prompt}", prompt, depth), [one], prefill, repetitions))
+        kv_bytes.append(_kv_bytes([one]))
     if generate:
-        session.rewind(depth)
+        one.rewind(depth)
         decode(min(generate, WARM_UP_DECODES))
-        results.append(_repeat(Result(f"tg{generate}", generate, depth), session, decode, repetitions))
-        kv_bytes.append(getattr(session, "kv_bytes", None))
+        results.append(_repeat(Result(f"tg{generate}", generate, depth), [one], decode, repetitions))
+        kv_bytes.append(_kv_bytes([one]))
+    if generate and sequences > 1:
+        one.rewind(depth)
+        for other in sessions[1:] if depth else []:
+            other.prefill(tokens[:depth])
+        decode_all(min(generate, WARM_UP_DECODES))
+        together = Result(f"tg{generate}x{sequences}", generate * sequences, depth)
+        results.append(_repeat(together, sessions, decode_all, repetitions))
+        kv_bytes.append(_kv_bytes(sessions))
     return results, max((held for held in kv_bytes if held is not None), default=None)
 
 
-def _repeat(result: Result, session: Session, test: Callable[[], None], repetitions: int) -> Result:
+def _repeat(
+    result: Result, sessions: Sequence[Session], test: Callable[[], None], repetitions: int
+) -> Result:
     for _ in range(repetitions):
-        session.rewind(result.depth)
+        for session in sessions:
+            session.rewind(result.depth)
         started = time.perf_counter()
         test()
         result.samples.append(result.tokens / (time.perf_counter() - started))
     return result
+
+
+def _kv_bytes(sessions: Sequence[Session]) -> int | None:
+    """Bytes of cache that the sessions hold, None where they do not tell."""
+    held = [getattr(session, "kv_bytes", None) for session in sessions]
+    return None if None in held else sum(filter(None, held))
+
+
+def profile_steps(
+    model: Model, executor: NativeExecutor, *, prompt: int, generate: int, depth: int
+) -> dict[str, Step]:
+    """One profiled step each of "decode" and "prefill", as far as they are measured at all."""
+    from edgellm.roofline import DECODE_SAMPLES, PREFILL_SAMPLES, profile
+
+    tokens = np.random.default_rng(0).integers(0, model.program.vocab_size, depth + max(prompt, 1))
+    session = model.new_session(len(tokens))
+    if depth:
+        session.prefill(tokens[:depth])
+    steps = {}
+    if generate:
+        steps["decode"] = profile(executor, session, tokens[depth : depth + 1], DECODE_SAMPLES)
+    if prompt:
+        steps["prefill"] = profile(executor, session, tokens[depth:], PREFILL_SAMPLES)
+    return steps
 
 
 def weight_bytes_per_token(model: Model) -> int:

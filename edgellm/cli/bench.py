@@ -24,6 +24,12 @@ def bench(
         int, typer.Option("-n", "--generate", min=0, help="Tokens of the decode test; 0 leaves it out.")
     ] = 64,
     depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens in the context before each test.")] = 0,
+    sequences: Annotated[
+        int, typer.Option("--sequences", min=1, help="Also decode so many sequences at once.")
+    ] = 1,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Also tell for each kind of op what bounds it, and how near it is.")
+    ] = False,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Samples of each test.")] = 5,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
@@ -33,11 +39,16 @@ def bench(
 
     Random tokens, after a warm-up. Achieved bandwidth is the bytes of weights that a token needs times the
     decoded tokens per second; stream bandwidth is what the same threads read from memory doing nothing else.
+    With --sequences 4 the test tg64x4 decodes four sequences together, tokens per second in all.
+
+    --ops runs each step once more with a clock around every op, and sets its time beside what its bytes
+    take at the stream bandwidth and its multiply-adds at the peak rate of this machine, both measured here.
 
     \b
     Examples:
       edgellm bench smollm2
       edgellm bench model.gguf -p 512 -n 128 --depth 1024 --threads 2 --json
+      edgellm bench smollm2 -p 512 --ops
     """
     from edgellm.bench import measure
     from edgellm.cli.loading import load_model
@@ -47,9 +58,16 @@ def bench(
     context = depth + max(prompt, generate)
     with load_model(model, executor=executor.value, threads=threads, context=context) as loaded:
         results, kv_bytes = measure(
-            loaded, prompt=prompt, generate=generate, depth=depth, repetitions=repetitions
+            loaded,
+            prompt=prompt,
+            generate=generate,
+            depth=depth,
+            repetitions=repetitions,
+            sequences=sequences,
         )
         found = report(model, loaded, results, kv_bytes)
+        if ops or json:
+            found |= roofline(loaded, prompt=prompt, generate=generate, depth=depth, stream=_stream(found))
     if json:
         from edgellm.cli.output import print_json
 
@@ -93,6 +111,30 @@ def report(name: str, loaded: Model, results: list[Result], kv_bytes: int | None
     }
 
 
+def _stream(found: dict[str, Any]) -> float:
+    return float(found["bandwidth"]["stream_bytes_per_second"])
+
+
+def roofline(loaded: Model, *, prompt: int, generate: int, depth: int, stream: float) -> dict[str, Any]:
+    """The JSON object's "peak" (multiply-adds per second) and "ops"; None for both where the executor cannot
+    tell the time of an op."""
+    from edgellm.bench import profile_steps
+    from edgellm.executors.native.executor import NativeExecutor
+
+    if not isinstance(loaded.executor, NativeExecutor):
+        return {"peak": None, "ops": None}
+    from edgellm.kernels.peak import measure as peak_rate
+    from edgellm.roofline import Machine
+
+    peak = peak_rate(loaded.threads, loaded.executor.target)
+    machine = Machine(stream, peak.int8, peak.float32)
+    steps = profile_steps(loaded, loaded.executor, prompt=prompt, generate=generate, depth=depth)
+    return {
+        "peak": {"int8_macs_per_second": peak.int8, "float32_macs_per_second": peak.float32},
+        "ops": {name: step.report(machine) for name, step in steps.items()},
+    }
+
+
 def print_table(found: dict[str, Any]) -> None:
     """The same for a person."""
     from edgellm.cli.output import size
@@ -111,3 +153,13 @@ def print_table(found: dict[str, Any]) -> None:
         "" if achieved is None else f", decode reads {achieved / 1e9:.2f} GB/s ({achieved / stream:.0%})"
     )
     print(f"  bandwidth: stream {stream / 1e9:.2f} GB/s{reached}")
+    if found.get("ops") is not None:
+        from edgellm.roofline import table
+
+        rates = found["peak"]
+        print(
+            f"  peak: {rates['int8_macs_per_second'] / 1e9:.0f} G int8 and "
+            f"{rates['float32_macs_per_second'] / 1e9:.0f} G float32 multiply-adds/s"
+        )
+        for step in found["ops"].values():
+            print("\n" + table(step))

@@ -88,8 +88,8 @@ Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE HEADS KV_HEADS HEAD_DIM KV_B
 Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES")
 # COUNT instructions at TABLE, each four int64: kernel address, its argument record, and whether all
 # threads must have finished it before the next one, for one token and for several. Those from number TAIL
-# on run with the State at State.TAIL.
-Step = slots("Step", "COUNT TABLE TAIL")
+# on run with the State at State.TAIL. TIMES: for a step that is profiled, room for (threads, COUNT, 3) int64.
+Step = slots("Step", "COUNT TABLE TAIL TIMES")
 Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY")
 
 # A team's call, and what its threads wait on: GENERATION and FINISHED count up, each on a cache line.
@@ -97,6 +97,8 @@ TeamCall = slots("TeamCall", "KERNEL ARGS STATE")
 Control = slots("Control", "GENERATION A B C D E F G FINISHED I J K L M N O CALL")
 # NBYTES (a multiple of 256 a thread) at ADDRESS are read; OUT: 64 bytes a thread for the sums.
 Stream = slots("Stream", "ADDRESS NBYTES OUT")
+# TURNS of the loop over the values at ADDRESS; OUT: 64 bytes a thread for the sums.
+Multiply = slots("Multiply", "ADDRESS TURNS OUT")
 
 PREFETCH_BYTES = 4096  # ahead in a stream; covers the latency of memory at the speed of one core
 ROW_SCALES = 4 * ROWS  # bytes at the head of a quantised tile

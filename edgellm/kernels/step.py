@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgellm.kernels.clock import make_clock
 from edgellm.kernels.layout import Instruction, State
 from edgellm.kernels.layout import Step as Arg
 from edgellm.kernels.simd.level import Target
@@ -11,9 +12,12 @@ from edgellm.kernels.simd.scalar import call_kernel, i64_at
 from edgellm.kernels.waiting import make_barrier
 
 
-def build(target: Target) -> Callable[..., None]:
-    """The kernel step."""
+def build(target: Target, part: str = "run") -> Callable[..., None]:
+    """The kernel step. Its part "profile" does the same and writes down, for each instruction and thread,
+    when it began, when it ended, and when the thread had waited for the others."""
     barrier = make_barrier(target)
+    clock = make_clock(target)
+    timed = part == "profile"  # a constant to the compiler: the ordinary step holds no trace of it
 
     def step(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)
@@ -25,9 +29,16 @@ def build(target: Target) -> Callable[..., None]:
                 if tokens == 0:
                     break
             op = i64_at(a[Arg.TABLE] + 32 * i)
+            if timed:
+                times = i64_at(a[Arg.TIMES] + 24 * (thread * a[Arg.COUNT] + i))
+                times[0] = clock()
             call_kernel(op[Instruction.KERNEL], op[Instruction.ARGS], state, thread, threads)
+            if timed:
+                times[1] = clock()
             wait = op[Instruction.BARRIER_ONE] if tokens == 1 else op[Instruction.BARRIER_MANY]
             if wait != 0 and threads > 1:
                 barrier(s[State.BARRIER], threads)
+            if timed:
+                times[2] = clock()
 
     return step

@@ -35,10 +35,52 @@ def test_json_has_the_fields_of_the_contract(json_of, tiny):
     )
 
 
+def test_json_tells_of_each_op_what_bounds_it(json_of, tiny):
+    found = json_of("bench", tiny, *SMALL)
+    assert found["peak"]["int8_macs_per_second"] > 1e7
+    decode, prefill = found["ops"]["decode"], found["ops"]["prefill"]
+    assert (decode["tokens"], prefill["tokens"]) == (1, 8)
+    for step in (decode, prefill):
+        ops = {op["label"]: op for op in step["ops"]}
+        assert ops["ffn_down"]["calls"] == 2  # one a layer
+        assert ops["norm"]["calls"] == 5
+        assert ops["norm"]["bound"] is None
+        assert 0 < sum(op["mean_seconds"] for op in step["ops"]) <= 1.5 * step["step_seconds"]
+    down = {op["label"]: op for op in decode["ops"]}["ffn_down"]
+    stream = found["bandwidth"]["stream_bytes_per_second"]
+    if down["bound"] == "memory":
+        assert down["share"] == pytest.approx(down["weight_bytes"] / stream / down["seconds"])
+
+
+def test_ops_are_told_to_a_person_who_asks(edgellm, tiny):
+    plain, told = (edgellm("bench", tiny, *SMALL, *more).stdout for more in ([], ["--ops"]))
+    assert "ffn_down" not in plain
+    assert "decode: " in told
+    assert "prefill of 8 tokens: " in told
+    assert told.count("ffn_down") == 2
+
+
+@pytest.mark.parametrize("executor", ["native", "reference"])
+def test_several_sequences_are_decoded_at_once(json_of, tiny, executor):
+    found = json_of("bench", tiny, *SMALL, "--sequences", "3", "--executor", executor, "--depth", "5")
+    assert [result["test"] for result in found["results"]] == ["pp8", "tg4", "tg4x3"]
+    together = found["results"][2]["tokens_per_second"]
+    assert len(together["samples"]) == 3
+    assert together["median"] > 0
+
+
+def test_the_cache_of_all_sequences_is_counted(json_of, tiny):
+    one, three = (
+        json_of("bench", tiny, *SMALL, "-p", "0", "--sequences", n)["memory"]["kv_bytes"] for n in (1, 3)
+    )
+    assert three == 3 * one
+
+
 def test_the_reference_executor_is_measured_too(json_of, tiny):
     found = json_of("bench", tiny, *SMALL, "--executor", "reference")
     check_contract(found)
     assert found["simd"] == "numpy"
+    assert found["ops"] is found["peak"] is None
 
 
 def test_a_test_of_no_tokens_is_left_out_and_depth_is_told(json_of, tiny):

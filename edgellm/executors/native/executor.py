@@ -13,6 +13,7 @@ from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.batch import Batch, steps
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.lower import Lowering
+from edgellm.executors.native.profile import OpTime, Profiler
 from edgellm.executors.native.session import NativeSession
 from edgellm.executors.native.weights import WeightStore, form_of
 from edgellm.formats.checkpoint import Checkpoint
@@ -90,6 +91,7 @@ class NativeExecutor(Executor):
         self._zero = aligned(16, np.float32)
         self._batch = Batch(CHUNK, ZERO=address(self._zero), BARRIER=address(self._barrier))
         self._scratch_context = 0
+        self._profiler: Profiler | None = None
         self._rope_tables: list[np.ndarray] = []
         self._rope_filled = 0
 
@@ -116,6 +118,17 @@ class NativeExecutor(Executor):
         forms = self._store.forms.items()
         return {str(weight): describe_form(form, self.target, self._planes) for weight, form in forms}
 
+    def profile(self, session: Session, tokens: Sequence[int] | np.ndarray) -> list[OpTime]:
+        """Consume tokens in a session of this executor, as `session.forward` does, and tell where the time
+        went. Raises EdgeError as `forward` does. Nobody else may use the executor meanwhile."""
+        profiler = Profiler(self._lowered, self._step, self.threads, self.target)
+        self._profiler = profiler
+        try:
+            session.forward(tokens)
+        finally:
+            self._profiler = None
+        return profiler.result()
+
     # -- used by sessions --------------------------------------------------------------------------
 
     def run(self, work: Sequence[tuple[NativeSession, np.ndarray]], all_logits: bool) -> np.ndarray:
@@ -128,7 +141,10 @@ class NativeExecutor(Executor):
             with self.lock:
                 state, rows = self._batch.fill(pieces, all_logits)
                 self._fill_rope(max(piece.position + len(piece.ids) for piece in pieces) - 1)
-                self._team.run(self._step_kernel, address(self._step), state)
+                if self._profiler is None:
+                    self._team.run(self._step_kernel, address(self._step), state)
+                else:
+                    self._profiler.run(self._team, state, pieces, rows)
                 results.append(self._workspace.array(self._workspace["logits"], rows).copy())
         return results[0] if len(results) == 1 else np.concatenate(results)
 

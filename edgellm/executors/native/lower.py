@@ -14,6 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from edgellm.executors.native.buffers import Buffer, Hazards, Workspace
+from edgellm.executors.native.cost import Cost, attend_cost, kernel_label, linear_cost
 from edgellm.executors.native.weights import WeightStore, kernel_form
 from edgellm.formats.tensor import Tensor
 from edgellm.kernels import layout
@@ -32,6 +33,7 @@ class Instruction:
 
     kernel: str
     record: np.ndarray
+    cost: Cost
     barrier_one: bool = False
     barrier_many: bool = False
 
@@ -194,7 +196,10 @@ class Lowering:
             out = self._write(add_to, packed.n)
             reads.append(out)
         fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(add_to is not None)}
+        planes = self._planes if isinstance(packed.form, TileLayout) else 0
+        cost = linear_cost(weight, packed.nbytes, packed.n * packed.k, planes)
         self._emit(kernel, slots, reads=reads, writes=[out], **fields)
+        self.result.instructions[-1].cost = cost
 
     def _ffn(self, op: ops.Ffn, add_to: str | None) -> None:
         self._linear(op.x, "ffn.up", op.up, op.up_bias)
@@ -236,6 +241,7 @@ class Lowering:
             KV_HEADS=op.kv_heads, HEAD_DIM=op.head_dim, KV_BEFORE=self._kv_before[op.slot],
             SCALE=float(op.scale), WINDOW=op.window or 0, SOFTCAP=float(op.softcap or 0.0),
         )  # fmt: skip
+        self.result.instructions[-1].cost = attend_cost(op)
 
     def _add(self, op: ops.Add) -> None:
         self._elementwise("add", op.x, op.y, op.out)
@@ -322,4 +328,5 @@ class Lowering:
             last = self.result.instructions[-1]
             last.barrier_one |= one
             last.barrier_many |= many
-        self.result.instructions.append(Instruction(kernel, record(getattr(layout, slots), **fields)))
+        arguments = record(getattr(layout, slots), **fields)
+        self.result.instructions.append(Instruction(kernel, arguments, Cost(kernel_label(kernel))))

@@ -1,0 +1,69 @@
+"""Measures how fast this machine multiplies and adds: the bound for prefill."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.kernels.compile import load_kernels
+from edgellm.kernels.layout import Multiply, record
+from edgellm.kernels.memory import address, aligned
+from edgellm.kernels.simd.level import Target, host_target
+from edgellm.kernels.team import Team
+
+PASS_SECONDS = 0.01
+PASSES = 15
+SLOTS = 16  # 64-byte values of the left side, which the kernel goes through in turn
+_MACS = {"int8": 64, "float": 16}  # of one product
+# Values on the left and the right of a block of products, each with a sum of its own: enough sums to hide
+# the latency of an instruction, few enough for all of them to stay in registers.
+_BLOCKS = {"int8": {"avx512": (2, 6)}, "float": {"avx512": (2, 6), "avx2": (1, 5)}}
+_SMALL_BLOCK = (1, 3)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Multiply-adds per second of a team: of int8 into int32, and of float32."""
+
+    int8: float
+    float32: float
+
+
+def block(target: Target, kind: str) -> tuple[int, int]:
+    """(left, right): values of a turn of the kernel's loop on either side."""
+    return _BLOCKS[kind].get(target.level, _SMALL_BLOCK)
+
+
+def measure(threads: int, target: Target | None = None) -> Peak:
+    """The rates that `threads` threads together reach on registers; of several passes the best."""
+    target = target or host_target()
+    team = Team(threads, target)
+    try:
+        return Peak(_rate(team, target, "int8"), _rate(team, target, "float"))
+    finally:
+        team.close()
+
+
+def _rate(team: Team, target: Target, kind: str) -> float:
+    name = f"multiply/kind={kind}"
+    kernel = load_kernels([name], target)[name]
+    left, right = block(target, kind)
+    size = 64 * (SLOTS + right)
+    rng = np.random.default_rng(0)
+    values = aligned(size, np.uint8)
+    if kind == "int8":
+        values[:] = rng.integers(0, 16, size)
+    else:
+        values.view(np.float32)[:] = rng.random(size // 4)
+    sums = aligned(16 * team.threads, np.int32)
+    args = record(Multiply, ADDRESS=address(values), TURNS=1000, OUT=address(sums))
+    best = 0.0
+    for _ in range(PASSES):
+        start = time.perf_counter()
+        team.run(kernel, address(args), 0)
+        seconds = time.perf_counter() - start
+        best = max(best, int(args[Multiply.TURNS]) / seconds)
+        args[Multiply.TURNS] = int(best * PASS_SECONDS)
+    return best * left * right * _MACS[kind] * team.threads
