@@ -29,7 +29,7 @@ def run_chain(threads: int, steps: int, calls: int) -> np.ndarray:
     table = aligned(len(Instruction) * steps, np.int64).reshape(steps, len(Instruction))
     for row, args in zip(table, records, strict=True):
         row[:] = kernels["elementwise/function=add"], address(args), 1, 1
-    step = record(Step, COUNT=steps, TABLE=address(table))
+    step = record(Step, COUNT=steps, TABLE=address(table), TAIL=steps)
     barrier = aligned(16, np.int64)
     state = record(State, TOKENS=1, BARRIER=address(barrier))
     team = Team(threads, target)
