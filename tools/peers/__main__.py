@@ -1,4 +1,4 @@
-"""`python -m tools.peers build|bench|perplexity`: llama.cpp, built here and measured beside edgellm."""
+"""`python -m tools.peers build|bench|matrix|perplexity`: llama.cpp, built here, beside edgellm."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import sys
 
 from edgellm.errors import EdgeError
-from tools.peers import bench, build, perplexity
+from tools.peers import bench, build, matrix, perplexity
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.peers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (build, bench, perplexity):
+    for module in (build, bench, matrix, perplexity):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0])
         module.add_arguments(command)

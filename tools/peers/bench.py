@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from edgellm.errors import CheckFailed, EdgeError
 from tools.peers import build, chart
+from tools.peers.programs import output
 
 BUSY = 0.25  # load average per core above which the figures are called doubtful
 Measured = dict[str, float]  # test ("pp128", "tg64") -> tokens per second, median of the repetitions
@@ -137,7 +137,7 @@ def measure(
 def run_edgellm(model: Path, tests: tuple[int, int], threads: int, repetitions: int) -> Measured:
     command = [sys.executable, "-m", "edgellm", "bench", str(model), "--json"]
     result = json.loads(
-        _output([*command, *_options(tests), "--threads", str(threads), "--repetitions", str(repetitions)])
+        output([*command, *_options(tests), "--threads", str(threads), "--repetitions", str(repetitions)])
     )
     return {r["test"]: float(r["tokens_per_second"]["median"]) for r in result["results"]}
 
@@ -146,7 +146,7 @@ def run_llama_bench(
     program: Path, model: Path, tests: tuple[int, int], threads: int, repetitions: int
 ) -> Measured:
     command = [str(program), "-m", str(model), "-o", "json", "-t", str(threads), "-r", str(repetitions)]
-    return parse_llama_bench(_output([*command, *_options(tests)]))
+    return parse_llama_bench(output([*command, *_options(tests)]))
 
 
 def parse_llama_bench(text: str) -> Measured:
@@ -195,16 +195,6 @@ def check(series: list[Series], floors: list[tuple[str | None, int | None, float
 
 def _options(tests: tuple[int, int]) -> list[str]:
     return ["-p", str(tests[0]), "-n", str(tests[1])]
-
-
-def _output(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise EdgeError(
-            f"{Path(command[0]).name} {' '.join(command[1:4])} ended with {done.returncode}: {last}"
-        )
-    return done.stdout
 
 
 def _numbers(text: str) -> list[int]:

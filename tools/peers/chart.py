@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 WIDTH, LABEL, BAR, GAP = 720, 130, 16, 14
+TITLE, SCALE = 360, 100  # of bars_reached: room for names, and the length that stands for the bar itself
 COLOURS = {"edgellm": "#2563eb", "peer": "#9ca3af"}
 NAMES = {"edgellm": "edgellm", "peer": "llama.cpp"}
 
@@ -29,7 +30,38 @@ def bars(title: str, rows: Sequence[dict[str, Any]]) -> str:
             parts.append(f'<text x="{LABEL + length + 6:.1f}" y="{y + 13}">{value:,.0f} {NAMES[who]}</text>')
             y += BAR + 2
         y += GAP
+    return _document(parts, y)
+
+
+def bars_reached(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    """An SVG document: how far each judged row of `matrix` is on the way to its bar, which is a line.
+
+    A row that may be at most its bar is good to the left of the line. Longer ones than twice the bar end
+    there.
+    """
+    parts = [f'<text x="8" y="20" font-size="15" font-weight="bold">{escape(title)}</text>']
+    y = 36
+    for row in rows:
+        if row["met"] is None:
+            continue
+        value, unit = row["value"]["median"], row["value"]["unit"]
+        length = min(value / row["bar"], 2.0) * SCALE
+        threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        name = escape(f"{row['what']}, {row['model']}, {threads}")
+        colour = "#16a34a" if row["met"] else "#dc2626"
+        bound = f"{'at most' if row['at_most'] else 'at least'} {row['bar']:g}"
+        parts.append(f'<text x="8" y="{y + 13}">{name}</text>')
+        parts.append(f'<rect x="{TITLE}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
+        x = TITLE + length + 6
+        parts.append(f'<text x="{x:.1f}" y="{y + 13}">{value:.3g} {escape(unit)} ({bound})</text>')
+        y += BAR + 6
+    line = TITLE + SCALE
+    parts.append(f'<line x1="{line}" x2="{line}" y1="30" y2="{y}" stroke="#111" stroke-dasharray="4 3"/>')
+    return _document(parts, y)
+
+
+def _document(parts: Sequence[str], height: int) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" '
         f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from edgellm.errors import CheckFailed, EdgeError
 from tools.peers import build
+from tools.peers.models import quantise
+from tools.peers.programs import output
 
 TEXT = Path(__file__).parents[2] / "tests" / "data" / "alice.txt"
 TOLERANCE = 0.005  # relative
@@ -82,18 +83,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def quantise(model: Path, name: str, work: Path) -> Path:
-    """`model` requantised to the type `name`, or `model` itself for "asis"."""
-    if name == "asis":
-        return model
-    made = work / f"{model.stem}.to-{name}.gguf"
-    if not made.exists():
-        part = made.with_suffix(".part")
-        _run([str(build.program("llama-quantize")), "--allow-requantize", str(model), str(part), name])
-        part.rename(made)
-    return made
-
-
 def compare(name: str, file: Path, text: Path, ctx: int, threads: int) -> Result:
     """Both programs over the same text. Raises CheckFailed if they did not score the same chunks."""
     sized = [str(ctx), str(threads)]
@@ -109,10 +98,10 @@ def compare(name: str, file: Path, text: Path, ctx: int, threads: int) -> Result
         "-t",
         sized[1],
     ]
-    theirs, chunks = parse_llama_perplexity(_run(peer))
+    theirs, chunks = parse_llama_perplexity(output(peer, merged=True))
     print(f"{name}: edgellm perplexity ...", file=sys.stderr, flush=True)
     ours = [sys.executable, "-m", "edgellm", "perplexity", str(file), str(text), "--json"]
-    found = json.loads(_run([*ours, "--ctx", sized[0], "--threads", sized[1]], merged=False))
+    found = json.loads(output([*ours, "--ctx", sized[0], "--threads", sized[1]]))
     if found["chunks"] != chunks:
         raise CheckFailed(f"{file.name}: edgellm scored {found['chunks']} chunks, llama-perplexity {chunks}.")
     return Result(name, float(found["perplexity"]), theirs, chunks)
@@ -140,12 +129,3 @@ def check(results: list[Result]) -> None:
     if bad:
         found = ", ".join(f"{r.quantisation} {r.difference:+.2%}" for r in bad)
         raise CheckFailed(f"Perplexity differs from llama.cpp's by more than {TOLERANCE:.1%}: {found}.")
-
-
-def _run(command: list[str], merged: bool = True) -> str:
-    """Standard output (with standard error, if merged) of a program. Raises EdgeError if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise EdgeError(f"{Path(command[0]).name} ended with {done.returncode}: {last}")
-    return done.stdout + done.stderr if merged else done.stdout
