@@ -125,8 +125,7 @@ def _bar(row: Row) -> str:
 
 def check(figures: list[Figure]) -> None:
     """Raises CheckFailed if a bar was missed."""
-    missed = [
-        f"{f.row.title}: {_value(f.value, f.row.unit)}, not {_bar(f.row)}" for f in figures if f.met is False
-    ]
+    judged = [f for f in figures if f.met is not None]
+    missed = [f"{f.row.title}: {_value(f.value, f.row.unit)}, not {_bar(f.row)}" for f in judged if not f.met]
     if missed:
-        raise CheckFailed(f"{len(missed)} bars were missed: {'; '.join(missed)}.")
+        raise CheckFailed(f"Missed {len(missed)} of {len(judged)} bars: {'; '.join(missed)}.")
