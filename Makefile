@@ -20,7 +20,8 @@ help:
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make docs    write the help texts into docs/cli.md"
 	@echo "make peers   build llama.cpp's programs, to compare with"
-	@echo "make bench   measure edgellm beside llama-bench (MODEL=file.gguf, BENCH_ARGS=...)"
+	@echo "make bench   every figure beside its bar and its peers (BENCH_ARGS='--quick --check');"
+	@echo "             with MODEL=file.gguf one model beside llama-bench"
 	@echo "make clean   remove the virtual environments and caches of this folder"
 
 demo: $(DEMO)/.installed
@@ -46,7 +47,11 @@ peers: $(TEST)/.installed
 	$(TEST)/bin/python -m tools.peers build
 
 bench: $(TEST)/.installed
+ifeq ($(MODEL),)
+	$(TEST)/bin/python -m tools.peers matrix --json build/bench.json --svg build/bench.svg $(BENCH_ARGS)
+else
 	$(TEST)/bin/python -m tools.peers bench $(MODEL) $(BENCH_ARGS)
+endif
 
 clean:
 	rm -rf $(DEMO) $(TEST) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
