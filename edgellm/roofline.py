@@ -66,14 +66,13 @@ class Step:
 def profile(
     executor: NativeExecutor, session: Session, tokens: Sequence[int] | np.ndarray, samples: int
 ) -> Step:
-    """Profile the call `samples` times at the session's position, after one that does not count."""
+    """Profile the call `samples` times at the session's position, which stays; the model should be warm."""
     depth = session.position
     runs = []
-    for _ in range(samples + 1):
-        session.rewind(depth)
+    for _ in range(samples):
         runs.append(executor.profile(session, tokens))
-    session.rewind(depth)
-    return Step(len(tokens), depth, *median(runs[1:]))
+        session.rewind(depth)
+    return Step(len(tokens), depth, *median(runs))
 
 
 def median(runs: Sequence[list[OpTime]]) -> tuple[float, list[OpTime]]:

@@ -246,6 +246,54 @@ def test_a_run_writes_table_json_and_chart_and_fails_the_check(monkeypatch, tmp_
     ElementTree.parse(tmp_path / "a.svg")
 
 
+def test_llama_cpp_runs_with_flash_attention_off_and_on_and_its_other_defaults(monkeypatch):
+    asked = []
+
+    def output(command, **more):
+        asked.append(command)
+        return LLAMA_BENCH
+
+    monkeypatch.setattr(matrix, "output", output)
+    monkeypatch.setattr(matrix.build, "program", Path)
+    name = next(iter(rows.SUBJECTS))
+    found = matrix.Runner({name: Path("m.gguf")}, [])(Call("llama.cpp", name, 2, ("-p", "0", "-n", "64")))
+    assert found["tg64 fa=1"] == 150.0
+    assert asked == [
+        [
+            "llama-bench",
+            "-m",
+            "m.gguf",
+            "-p",
+            "0",
+            "-n",
+            "64",
+            "-fa",
+            "0,1",
+            "-t",
+            "2",
+            "-r",
+            "5",
+            "-o",
+            "json",
+        ]
+    ]
+
+
+def test_edgellm_runs_with_the_calls_options_and_environment(monkeypatch):
+    asked = []
+
+    def output(command, environment):
+        asked.append((command[4:], environment))
+        return EDGELLM_BENCH
+
+    monkeypatch.setattr(matrix, "output", output)
+    name = rows.LARGE.name
+    call = Call("edgellm", name, 1, ("--depth", "9"), (("EDGELLM_SIMD", "avx512"),))
+    assert matrix.Runner({name: Path("m.gguf")}, [])(call)["tg64"] == 200.0
+    tail = ["--depth", "9", "--threads", "1", "--repetitions", "3"]
+    assert asked == [(["m.gguf", "--json", *tail], {"EDGELLM_SIMD": "avx512"})]
+
+
 def test_the_pair_counts_with_the_slower_process(monkeypatch):
     asked = []
 
