@@ -50,10 +50,10 @@ def test_float_turns_add_up_every_product(target: Target) -> None:
 
 
 def test_a_better_level_has_a_higher_peak() -> None:
-    """Whatever the machine is doing: a level's dot product is several times as wide as the one below."""
+    """On x86, whatever the machine is doing: AVX2's dot product is several times as wide as plain code's."""
     levels = host_levels()
-    if len(levels) == 1:
-        pytest.skip("this machine has one level alone")
+    if "avx2" not in levels:
+        pytest.skip("no AVX2 here")
     rates = [measure(1, host_target(level)) for level in (levels[0], levels[-1])]
     assert rates[1].int8 > 3 * rates[0].int8
     assert rates[0].int8 > 1e7
