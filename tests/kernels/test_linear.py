@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from edgellm.executors.native import weights
 from edgellm.executors.native.codes import QUANTIZED_TYPES, decode_codes
-from edgellm.executors.native.weights import WeightStore, kernel_form
+from edgellm.executors.native.packing import kernel_form
+from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.config import ModelConfig
 from edgellm.formats.tensor import Tensor
@@ -68,6 +69,10 @@ def store_of(tensor: Tensor, target: Target) -> WeightStore:
     store = WeightStore(Checkpoint(Path("test"), "gguf", config, {"w": tensor}), [Weight("w")])
     store.pack(load_kernels(store.kernels, target), threads=1)
     return store
+
+
+def bytes_at(where: int, count: int) -> bytes:
+    return ctypes.string_at(where, count)
 
 
 def quantize(run_kernel, target: Target, x: np.ndarray, planes: int) -> tuple[np.ndarray, ActLayout]:
@@ -195,18 +200,14 @@ def test_embed_returns_the_rows_of_the_table(run_kernel, target: Target, type_na
     np.testing.assert_allclose(out, expected, atol=largest * (3e-7 if exact else 2.0**-10), rtol=0)
 
 
-def test_rows_of_a_weight_pack_as_that_slice(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_weight_pack_as_that_slice(target: Target) -> None:
     tensor = random_tensor("Q4_0", 64, 64)
     config = ModelConfig("llama", 8, 8, 8, 1, 1, 1, 8, 8, 1e-5)
     weight = Weight("w", (16, 48))
     store = WeightStore(Checkpoint(Path("t"), "gguf", config, {"w": tensor}), [weight])
-    seen = {}
-
-    def see(kernel: int, codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
-        seen.update(codes=codes.copy(), tiles=tiles)
-
-    monkeypatch.setattr(weights, "pack_codes", see)
     store.pack(load_kernels(store.kernels, target), threads=1)
-    np.testing.assert_array_equal(seen["codes"], decode_codes(tensor.data, "Q4_0").q[16:48])
-    assert store[weight].n == 32
-    assert seen["tiles"] == 2
+    whole = store_of(tensor, target)
+    packed = store[weight]
+    assert (packed.n, packed.tiles) == (32, 2)
+    expected = bytes_at(whole[Weight("w")].address + packed.stride, packed.nbytes)
+    assert bytes_at(packed.address, packed.nbytes) == expected

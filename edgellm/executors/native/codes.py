@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -195,9 +196,18 @@ def decode_codes(data: np.ndarray, type_name: str) -> Codes:
     return decoder(data.reshape(data.shape[0], -1, block_bytes))
 
 
+class CodeForm(NamedTuple):
+    """What is known of a type's codes without any."""
+
+    bits: int
+    asym: bool
+    block: int
+    zero_shift: int
+
+
 @cache
-def code_form(type_name: str) -> tuple[int, bool, int]:
-    """(bits, asymmetric, block) of a type's codes: what decides the kernel."""
+def code_form(type_name: str) -> CodeForm:
+    """The form of a type's codes: what decides the kernel."""
     block_bytes, decoder = _DECODERS[type_name]
     codes = decoder(np.zeros((1, 1, block_bytes), np.uint8))
-    return codes.bits, codes.minimum is not None, codes.block
+    return CodeForm(codes.bits, codes.minimum is not None, codes.block, codes.zero_shift)
