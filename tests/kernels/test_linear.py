@@ -9,12 +9,12 @@ import gguf
 import numpy as np
 import pytest
 
-from edgellm.executors.native.codes import QUANTIZED_TYPES, decode_codes
 from edgellm.executors.native.packing import kernel_form
 from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.config import ModelConfig
 from edgellm.formats.tensor import Tensor
+from edgellm.kernels.codes import CODE_FORMS
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import (
     GROUP,
@@ -31,7 +31,7 @@ from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target
 from edgellm.program.ops import Weight
 
-BLOCK_TYPES = sorted(QUANTIZED_TYPES)
+BLOCK_TYPES = sorted(CODE_FORMS)
 HALF_OFFSETS = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
     "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64],
@@ -153,7 +153,7 @@ def test_linear_q_matches_numpy_on_the_same_integers(
         exact = values @ tensor.dequantize().astype(np.float64).T + bias[:n] + before
         magnitude = np.abs(values) @ np.abs(tensor.dequantize()).T.astype(np.float64) + 1
         # float16 rounds the scales that a K-quant has in float32; the others differ by float32 sums only.
-        tolerance = 1e-6 if decode_codes(tensor.data, type_name).exact_half else 2.0**-11
+        tolerance = 1e-6 if CODE_FORMS[type_name].half_scales else 2.0**-11
         assert np.max(np.abs(out[:tokens, :n] - exact) / magnitude) < tolerance
 
 
@@ -196,7 +196,7 @@ def test_embed_returns_the_rows_of_the_table(run_kernel, target: Target, type_na
     run_kernel(target, kernel, record(Embed, FACTOR=2.0, **fields), TOKENS=5, IDS=address(ids))
     expected = 2 * tensor.dequantize(ids)
     largest = np.abs(tensor.dequantize()).max()
-    exact = not isinstance(packed.form, TileLayout) or decode_codes(tensor.data, type_name).exact_half
+    exact = not isinstance(packed.form, TileLayout) or CODE_FORMS[type_name].half_scales
     np.testing.assert_allclose(out, expected, atol=largest * (3e-7 if exact else 2.0**-10), rtol=0)
 
 

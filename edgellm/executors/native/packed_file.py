@@ -29,13 +29,15 @@ from edgellm.kernels.memory import CAN_MAP_OVER, map_over
 ENVIRONMENT_VARIABLE = "EDGELLM_PACKED"
 PAGE = 4096  # what the header is padded to
 _SOURCES = (
-    "executors/native/codes.py",
     "executors/native/packed_file.py",
     "executors/native/packing.py",
     "executors/native/weights.py",
     "formats",
+    "kernels/blocks.py",
+    "kernels/codes.py",
     "kernels/layout.py",
     "kernels/pack.py",
+    "kernels/simd",
 )
 
 

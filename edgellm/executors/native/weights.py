@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 
 from edgellm.errors import EdgeError
-from edgellm.executors.native.codes import code_form
 from edgellm.executors.native.packed_file import PAGE, PackedFile, why_not, write_all
 from edgellm.executors.native.packing import (
     VECTOR,
@@ -24,6 +23,7 @@ from edgellm.executors.native.packing import (
 )
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.ternary import LazyTensor
+from edgellm.kernels.codes import CODE_FORMS
 from edgellm.kernels.layout import TileLayout, align
 from edgellm.kernels.memory import HUGE_PAGE, address, aligned, map_over, memory_limit, reserve
 from edgellm.program.ops import Weight
@@ -91,8 +91,8 @@ class WeightStore:
     @property
     def kernels(self) -> list[str]:
         """Names of the kernels that pack() needs; none where there is nothing to pack."""
-        forms = () if self._filled else self.forms.values()
-        return sorted({pack_kernel(form) for form in forms if isinstance(form, TileLayout)})
+        matrices = () if self._filled else self.forms
+        return sorted({pack_kernel(self._checkpoint.tensors[weight.name], weight) for weight in matrices})
 
     @property
     def source(self) -> str:
@@ -139,7 +139,7 @@ class WeightStore:
             n = weight.rows[1] - weight.rows[0]
         form = form_of(tensor.type, k)
         if isinstance(form, TileLayout):
-            return Packed(0, n, k, form, code_form(tensor.type).zero_shift)
+            return Packed(0, n, k, form, CODE_FORMS[tensor.type].zero_shift)
         return Packed(
             0, n, k, "f32" if weight.scale != 1 else form
         )  # a scaled float16 would be rounded again
