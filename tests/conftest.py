@@ -26,6 +26,12 @@ def smollm2() -> Path:
         pytest.skip(f"no default model: {error}")
 
 
+@pytest.fixture(autouse=True)
+def no_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of tests, most of them gone in a moment, leave no packed weights in the cache."""
+    monkeypatch.setenv("EDGELLM_PACKED", "off")
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache root of the test's own, for this process and those that it starts."""

@@ -101,6 +101,7 @@ def report(name: str, loaded: Model, results: list[Result], kv_bytes: int | None
         "memory": {
             "peak_rss_bytes": peak,
             "weights_bytes": getattr(loaded.executor, "weights_bytes", loaded.checkpoint.nbytes),
+            "weights_source": getattr(loaded.executor, "weights_source", None),
             "kv_bytes": kv_bytes,
         },
         "bandwidth": {
@@ -148,6 +149,8 @@ def print_table(found: dict[str, Any]) -> None:
     memory, bandwidth = found["memory"], found["bandwidth"]
     held = "" if memory["kv_bytes"] is None else f", KV cache {size(memory['kv_bytes'])}"
     print(f"  memory: peak {size(memory['peak_rss_bytes'])}, weights {size(memory['weights_bytes'])}{held}")
+    if memory["weights_source"]:
+        print(f"  weights {memory['weights_source']}")
     stream, achieved = bandwidth["stream_bytes_per_second"], bandwidth["achieved_bytes_per_second"]
     reached = (
         "" if achieved is None else f", decode reads {achieved / 1e9:.2f} GB/s ({achieved / stream:.0%})"

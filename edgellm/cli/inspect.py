@@ -126,6 +126,7 @@ def plain(value: Any) -> Any:
 def print_overview(checkpoint: Checkpoint) -> None:
     """The numbers a person looks for first, then the file's metadata."""
     from edgellm.cli.output import printable, quantity, size
+    from edgellm.hub.packs import pack_path
 
     config = checkpoint.config
     bits = 8 * checkpoint.nbytes / max(1, checkpoint.parameters)
@@ -139,6 +140,9 @@ def print_overview(checkpoint: Checkpoint) -> None:
         "blocks": f"{config.n_layers} of hidden size {config.hidden_size}, FFN size {config.ffn_size}",
         "heads": f"{config.n_heads} on {config.n_kv_heads} of {config.head_dim}",
     }
+    pack = pack_path(checkpoint.path)
+    if pack.is_file():
+        rows["packed"] = f"{pack} ({size(pack.stat().st_size)})"
     for name, value in rows.items():
         print(f"{name:<13} {value}")
     print("\nmetadata")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,20 @@ def load_model(
     from edgellm.model import load
 
     progress = LoadProgress()
+    notes = Notes(progress)
+    log = logging.getLogger("edgellm")
+    log.addHandler(notes)
     try:
         return load(name, executor=executor, threads=threads, context=context, progress=progress)
     finally:
+        log.removeHandler(notes)
         progress.clear()
 
 
 class LoadProgress:
     """Told what the executor is at: one line that is rewritten on a terminal, one note elsewhere.
 
-    Packing takes a moment each time and is shown on a terminal only; compiling happens once per machine.
+    Packing happens once per model and is shown on a terminal only, compiling once per machine.
     """
 
     def __init__(self) -> None:
@@ -46,6 +51,20 @@ class LoadProgress:
         """Take the line away."""
         if self._terminal and self._told:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class Notes(logging.Handler):
+    """Shows what the runtime has to say while a model loads, on a line of its own."""
+
+    def __init__(self, progress: LoadProgress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from edgellm.cli.output import note
+
+        self._progress.clear()
+        note(record.getMessage())
 
 
 def model_label(name: str | None) -> str:

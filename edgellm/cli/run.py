@@ -158,6 +158,8 @@ def report(loaded: Model, result: Generation, chat: bool, how: dict[str, Any]) -
     timings = result.timings
     decode = timings.decode_tokens_per_second
     note(f"executor {loaded.executor.name}, {loaded.threads} threads, context {loaded.context}")
+    if hasattr(loaded.executor, "weights_source"):
+        note(f"weights {loaded.executor.weights_source}")
     for path, names in paths_taken(loaded.executor.describe()).items():
         note(f"  {path}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
     note(f"chat template {'applied' if chat else 'not applied'}, seed {how['seed']}")

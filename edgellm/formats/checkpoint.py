@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from edgellm.formats.config import ModelConfig
 from edgellm.formats.tensor import Tensor
+
+
+class FileId(NamedTuple):
+    """Which file this was: another content has another size or time of change."""
+
+    path: str  # absolute, symbolic links resolved
+    size: int
+    mtime_ns: int
+
+
+def file_ids(paths: Iterable[Path]) -> tuple[FileId, ...]:
+    """Of the files as they are now; take it before reading them. Empty if one cannot be looked at."""
+    found = []
+    for path in paths:
+        real = os.path.realpath(path)
+        try:
+            status = os.stat(real)
+        except OSError:
+            return ()
+        found.append(FileId(real, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 @dataclass
@@ -18,6 +40,7 @@ class Checkpoint:
     tensors: by GGUF name ("token_embd.weight", "blk.0.attn_q.weight", ...) whatever the file format.
     metadata: the file's own key-value pairs (GGUF keys; for a Hugging Face folder, config.json and
     generation_config.json under "config" and "generation_config").
+    files: what the tensors and the configuration were read from; empty for a checkpoint made in memory.
     """
 
     path: Path
@@ -25,6 +48,7 @@ class Checkpoint:
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[FileId, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.errors import EdgeError
-from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.checkpoint import Checkpoint, FileId, file_ids
 from edgellm.formats.gguf_config import gguf_config
 from edgellm.formats.keys import Keys
 from edgellm.formats.shapes import check_shapes
@@ -30,10 +30,11 @@ def open_gguf(path: str | Path) -> Checkpoint:
         raise EdgeError(f"{path}: this is a folder, not a GGUF file.")
     match = _PART.fullmatch(path.name)
     first = path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf") if match else path
+    files = file_ids([first])
     metadata, tensors = _open_part(first)
     parts = Keys(first, metadata).integer("split.count", 1, least=0)
     if parts > 1:
-        _add_parts(first, parts, metadata, tensors)
+        files += _add_parts(first, parts, metadata, tensors)
     config = gguf_config(first, metadata, tensors)
     tokens = metadata.array_length("tokenizer.ggml.tokens")
     if tokens is not None and tokens != config.vocab_size:
@@ -42,7 +43,7 @@ def open_gguf(path: str | Path) -> Checkpoint:
             f"{tokens} tokens of the vocabulary."
         )
     check_shapes(first, config, tensors)
-    return Checkpoint(first, "gguf", config, tensors, metadata)
+    return Checkpoint(first, "gguf", config, tensors, metadata, files)
 
 
 def _open_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
@@ -54,8 +55,9 @@ def _open_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
     return Metadata(path, reader.fields), reader.tensors_by_name
 
 
-def _add_parts(first: Path, parts: int, metadata: Metadata, tensors: dict[str, Tensor]) -> None:
-    """Add the tensors of parts 2 to `parts` of the model whose first part is `first`."""
+def _add_parts(first: Path, parts: int, metadata: Metadata, tensors: dict[str, Tensor]) -> tuple[FileId, ...]:
+    """Add the tensors of parts 2 to `parts` of the model whose first part is `first`; returns their files."""
+    files: tuple[FileId, ...] = ()
     match = _PART.fullmatch(first.name)
     if match is None or int(match["count"]) != parts:
         raise EdgeError(
@@ -66,6 +68,7 @@ def _add_parts(first: Path, parts: int, metadata: Metadata, tensors: dict[str, T
         path = first.with_name(f"{match['stem']}-{number:05d}-of-{parts:05d}.gguf")
         if not path.is_file():
             raise EdgeError(f"{path}: part {number} of {parts} of the model is missing; download it too.")
+        files += file_ids([path])
         part_metadata, part_tensors = _open_part(path)
         keys = Keys(path, part_metadata)
         if keys.integer("split.no", least=0) != number - 1 or keys.integer("split.count") != parts:
@@ -79,3 +82,4 @@ def _add_parts(first: Path, parts: int, metadata: Metadata, tensors: dict[str, T
         raise EdgeError(
             f"{first}: the parts hold {len(tensors)} tensors instead of {total}; download them again."
         )
+    return files

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import EdgeError
-from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.checkpoint import Checkpoint, file_ids
 from edgellm.formats.config import ModelConfig
 from edgellm.formats.hf_config import hf_config
 from edgellm.formats.hf_names import gguf_names
@@ -30,6 +30,7 @@ def open_hf(path: str | Path) -> Checkpoint:
     file, for whatever is missing or wrong.
     """
     path = Path(path)
+    ids = file_ids([path / "config.json", *sorted(path.glob("*.safetensors"))])
     raw = _read_json(path / "config.json")
     config = hf_config(path / "config.json", raw)
     files = _tensor_files(path)
@@ -46,7 +47,7 @@ def open_hf(path: str | Path) -> Checkpoint:
         "generation_config": _read_json(generation) if generation.is_file() else {},
         "tokenizer": str(tokenizer) if tokenizer.is_file() else None,
     }
-    return Checkpoint(path, "hf", config, tensors, metadata)
+    return Checkpoint(path, "hf", config, tensors, metadata, ids)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

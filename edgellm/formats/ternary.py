@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 256  # bounds the float32 copies made while rounding master weig
 
 
 class LazyTensor(Tensor):
-    """A tensor whose bytes are computed when they are first asked for, then kept."""
+    """A tensor whose bytes are computed when they are first asked for, then kept until forget()."""
 
     def __init__(self, name: str, type: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]):
         for field, value in {"name": name, "type": type, "shape": shape, "_make": make}.items():
@@ -38,6 +38,10 @@ class LazyTensor(Tensor):
         data = make()
         data.flags.writeable = False
         return data
+
+    def forget(self) -> None:
+        """Free the bytes; they are computed again when asked for."""
+        self.__dict__.pop("data", None)
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,5 @@
-"""Where edgellm keeps what it can fetch or build again: models, compiled kernels, measured devices.
+"""Where edgellm keeps what it can fetch or build again: models, packed weights, compiled kernels,
+measured devices.
 
 All of it lives under one root, the platform's cache folder (`~/.cache/edgellm` on Linux,
 `~/Library/Caches/edgellm` on macOS, `%LOCALAPPDATA%\\edgellm\\Cache` on Windows): nothing there is the user's

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgellm.errors import EdgeError
+from edgellm.hub.packs import remove_packs_of
 from edgellm.hub.paths import models_dir
 from edgellm.hub.progress import note
 from edgellm.hub.sources import MODEL_NAME, check_model_name
@@ -135,7 +136,7 @@ def locked(name: str, wait: bool = True, show: bool = True) -> Iterator[None]:
 
 
 def remove(name_or_path: str) -> tuple[str, int]:
-    """Delete a pulled or half-pulled model; returns its name and the bytes freed.
+    """Delete a pulled or half-pulled model and its packed weights; returns its name and the bytes freed.
 
     A path works too when it lies in the models folder. Raises EdgeError for anything outside the cache and
     for a name that was not pulled.
@@ -146,7 +147,7 @@ def remove(name_or_path: str) -> tuple[str, int]:
         known = ", ".join(model_names()) or "none"
         raise EdgeError(f"{name_or_path} is not a pulled model (pulled: {known}).")
     with locked(name, wait=False):
-        freed = bytes_on_disk(name)
+        freed = bytes_on_disk(name) + remove_packs_of(folder)
         with disk_errors(folder):
             (folder / _RECORD).unlink(missing_ok=True)  # first: a half-deleted model must not look pulled
             shutil.rmtree(folder)

@@ -14,11 +14,34 @@ from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at, make_half_lane, u8_at, u16_at, u32_as_f32
 
 
-def build(target: Target, kind: str, bits: int = 0, asym: int = 0, block: int = 0) -> Callable[..., None]:
+def make_code_at(form: TileLayout) -> Callable[..., int]:
+    """Inlined code_at(codes, row, i): the code of input i of a group, from the group's bytes."""
+    planes = form.planes
+    (bits, _, _), (high_bits, high_shift, high_offset) = planes[0], planes[-1]
+    two = len(planes) == 2
+
+    @numba.njit(inline="always")
+    def part(codes, r, i, bits, offset):  # type: ignore[no-untyped-def]
+        per_unit = 32 // bits
+        byte = codes[offset + i // per_unit * 64 + r * 4 + i % 4]
+        return (byte >> (i % per_unit // 4 * bits)) & ((1 << bits) - 1)
+
+    @numba.njit(inline="always")
+    def code_at(codes, r, i):  # type: ignore[no-untyped-def]
+        code = part(codes, r, i, bits, 0)
+        if two:
+            code |= part(codes, r, i, high_bits, high_offset) << high_shift
+        return code
+
+    return code_at
+
+
+def build(target: Target, kind: str, bits: int = 8, asym: int = 0, block: int = 32) -> Callable[..., None]:
     """The kernel embed for one packed form: kind "q" with its TileLayout, or "f32", "f16", "bf16"."""
     half_lane = make_half_lane(target)
     form = TileLayout(0, bits, bool(asym), block)
-    per_line, group_stride, block_bytes = form.group, form.group_stride, form.block_bytes
+    per_line, group_stride = form.group, form.group_stride
+    code_at = make_code_at(form)
 
     @numba.njit(inline="always")
     def quantized(a, tile, r, chunk, out, factor):  # type: ignore[no-untyped-def]
@@ -28,12 +51,9 @@ def build(target: Target, kind: str, bits: int = 0, asym: int = 0, block: int = 
             low = half_lane(line + 32, r) * f32_at(tile)[r] * factor
         else:
             low = -scale * np.float32(1 << a[Arg.ZERO_SHIFT])
-        codes = u8_at(line + SCALE_LINE + chunk % per_line * block_bytes)
+        codes = u8_at(line + SCALE_LINE)
         for i in range(block):
-            if bits == 8:
-                code = codes[(i // 4) * 64 + r * 4 + i % 4]
-            else:
-                code = (codes[(i // 8) * 64 + r * 4 + i % 4] >> (4 * (i // 4 % 2))) & 15
+            code = code_at(codes, r, chunk % per_line * block + i)
             out[chunk * block + i] = scale * np.float32(code) + low
 
     @numba.njit(inline="always")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections import namedtuple
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,8 +84,9 @@ Embed = slots(
 Append = slots("Append", "K V K_STRIDE V_STRIDE KV_HEADS HEAD_DIM KV_BEFORE")
 # SCALE and SOFTCAP are float64; WINDOW and SOFTCAP are 0 where there is none.
 Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE HEADS KV_HEADS HEAD_DIM KV_BEFORE SCALE WINDOW SOFTCAP")
-# SOURCE: uint8 (N, K) codes.
-Pack = slots("Pack", "SOURCE N K WEIGHT TILE_STRIDE TILES")
+# SOURCE: N rows of K weights as in the file. SCRATCH: pack_scratch_bytes of zeros for each thread that calls.
+# FACTOR, a float64: every weight counts times it (quantised types only).
+Pack = slots("Pack", "SOURCE SOURCE_STRIDE N K WEIGHT TILE_STRIDE TILES SCRATCH FACTOR")
 # COUNT instructions at TABLE, each four int64: kernel address, its argument record, and whether all
 # threads must have finished it before the next one, for one token and for several. Those from number TAIL
 # on run with the State at State.TAIL. TIMES: for a step that is profiled, room for (threads, COUNT, 3) int64.
@@ -159,6 +160,14 @@ class ActLayout:
         return align(self.isum16 + 8 * self.blocks)
 
 
+class Plane(NamedTuple):
+    """Bits [shift, shift + bits) of the codes of a group; its units begin `offset` bytes into the codes."""
+
+    bits: int
+    shift: int
+    offset: int
+
+
 @dataclass(frozen=True)
 class TileLayout:
     """One tile16x4 of a quantised weight: 16 rows, all k inputs, in one stream of bytes.
@@ -166,13 +175,14 @@ class TileLayout:
     float32 row_scale[16]; then groups, each a line of 64 bytes with scales followed by the codes that they
     belong to. With a minimum a group is one block: float16 scale[16], float16 min[16], codes. Without, it
     is two: float16 scale[16] of either, codes of either; an odd last block has the group to itself.
-    Codes come in units of 64 bytes: unit u of 8-bit codes holds inputs 4u..4u+3 of every row, byte
-    4 * row + i; of 4-bit codes inputs 8u..8u+3 in the low and 8u+4..8u+7 in the high nibbles.
+    The codes of a group are split into planes of 8, 4, 2 or 1 bits (5 bits: 4 low ones and 1 high one), a
+    plane after the other. A unit of 64 bytes of a plane of b bits holds 32 / b inputs of every row: byte
+    4 * row + i has those of the inputs i, 4 + i, 8 + i, ... at its bits 0, b, 2 b, ...
     weight = row_scale * (scale * (code - 2^zero_shift)), with asym row_scale * (scale * code + min).
     """
 
     k: int
-    bits: int  # 4 or 8
+    bits: int  # 2, 3, 4, 5, 6 or 8
     asym: bool
     block: int  # inputs that share a scale: 16 or 32
 
@@ -190,12 +200,20 @@ class TileLayout:
         return -(-self.blocks // self.group)
 
     @property
-    def block_bytes(self) -> int:
-        return ROWS * self.block * self.bits // 8
+    def planes(self) -> tuple[Plane, ...]:
+        """The lowest bits first."""
+        found: list[Plane] = []
+        shift = offset = 0
+        for bits in (8, 4, 2, 1):
+            if self.bits - shift >= bits:
+                found.append(Plane(bits, shift, offset))
+                shift += bits
+                offset += 64 * (self.group * self.block * bits // 32)
+        return tuple(found)
 
     @property
     def group_stride(self) -> int:
-        return SCALE_LINE + self.group * self.block_bytes
+        return SCALE_LINE + ROWS * self.group * self.block * self.bits // 8
 
     @property
     def stride(self) -> int:

@@ -17,21 +17,19 @@ from edgellm.kernels.layout import GROUP, PREFETCH_BYTES, ROW_SCALES, SCALE_LINE
 from edgellm.kernels.layout import LinearQ as Arg
 from edgellm.kernels.linear import over_tiles
 from edgellm.kernels.simd.dot4 import dot4
-from edgellm.kernels.simd.emit import I32, V16F16, V16F32, V16I32, V64I8, Emit, const
+from edgellm.kernels.simd.emit import I32, V16F16, V16F32, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
+from edgellm.kernels.unpack import unpack
 
 
 def make_tile(target: Target, bits: int, asym: bool, block: int, planes: int, tokens: int) -> Any:
     """Intrinsic tile(args, weight tile, activation row, out, old, old stride, bias) for `tokens` rows."""
-    units = block // (8 if bits == 4 else 4)
 
     @intrinsic
     def tile(tc: Any, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             e = Emit(builder, target)
-            _emit_tile(
-                e, *values, bits=bits, asym=asym, block=block, units=units, planes=planes, tokens=tokens
-            )
+            _emit_tile(e, *values, bits=bits, asym=asym, block=block, planes=planes, tokens=tokens)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), codegen
@@ -41,7 +39,7 @@ def make_tile(target: Target, bits: int, asym: bool, block: int, planes: int, to
 
 def _emit_tile(
     e: Emit, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any,
-    *, bits: int, asym: bool, block: int, units: int, planes: int, tokens: int,
+    *, bits: int, asym: bool, block: int, planes: int, tokens: int,
 ) -> None:  # fmt: skip
     b = e.b
 
@@ -56,32 +54,15 @@ def _emit_tile(
     low_plane = arg(Arg.ACT_LOW)
     chains = 2 if tokens == 1 else 1  # a lone token needs two sums to hide the dot product's latency
 
-    def body(k: Any, *sums: Any) -> list[Any]:
-        if asym:
-            line = e.offset(w, ROW_SCALES, e.scaled(k, form.group_stride))
-            scale_at, base = line, e.offset(line, SCALE_LINE)
-        else:
-            odd = b.and_(k, e.i64(1))
-            line = e.offset(w, ROW_SCALES, e.scaled(b.lshr(k, e.i64(1)), form.group_stride))
-            scale_at = e.offset(line, e.scaled(odd, 32))
-            base = e.offset(line, SCALE_LINE, e.scaled(odd, form.block_bytes))
-        inputs = e.scaled(k, block)
+    def one_block(line: Any, j: int, k: Any, sums: Any) -> list[Any]:
+        """Adds block k, which is block j of the group at `line`."""
+        inputs, scale_at = e.scaled(k, block), e.offset(line, 32 * j)
         acc = [[[const(V16I32, 0)] * chains for _ in range(planes)] for _ in rows]
-        for unit in range(units):
-            if tokens == 1:
-                e.prefetch(e.offset(base, 64 * unit + PREFETCH_BYTES))
-            packed = e.load(e.offset(base, 64 * unit), V64I8, 64)
-            if bits == 4:
-                halves = [b.and_(packed, const(V64I8, 15)), b.lshr(packed, const(V64I8, 4))]
-            else:
-                halves = [packed]
-            for h, codes_of in enumerate(halves):
-                at = 4 * (unit * len(halves) + h)
-                chain = (unit * len(halves) + h) % chains
-                for t, row in enumerate(rows):
-                    for plane, sums_of in enumerate(acc[t]):
-                        values = e.splat_4xi8(e.offset(row, inputs, at, *([low_plane] * plane)))
-                        sums_of[chain] = dot4(e, sums_of[chain], codes_of, values, 15 if bits == 4 else 255)
+        for v, codes in enumerate(unpack(e, e.offset(line, SCALE_LINE), form, j)):
+            for t, row in enumerate(rows):
+                for plane, sums_of in enumerate(acc[t]):
+                    values = e.splat_4xi8(e.offset(row, inputs, 4 * v, *([low_plane] * plane)))
+                    sums_of[v % chains] = dot4(e, sums_of[v % chains], codes, values, 2**bits - 1)
         scale = e.half_to_float(e.load(scale_at, V16F16, 32))
         low = e.half_to_float(e.load(e.offset(line, 32), V16F16, 32)) if asym else None
         new = []
@@ -99,7 +80,24 @@ def _emit_tile(
             new.append(value)
         return new
 
-    sums = e.loop(blocks, [const(V16F32, 0.0)] * tokens, body)
+    def line_of(g: Any) -> Any:
+        return e.offset(w, ROW_SCALES, e.scaled(g, form.group_stride))
+
+    def body(g: Any, *before: Any) -> list[Any]:
+        sums = list(before)
+        line = line_of(g)
+        if tokens == 1:
+            for at in range(0, form.group_stride, 64):
+                e.prefetch(e.offset(line, at + PREFETCH_BYTES))
+        for j in range(form.group):
+            sums = one_block(line, j, e.offset(e.scaled(g, form.group), j), sums)
+        return sums
+
+    sums = e.loop(blocks if asym else b.lshr(blocks, e.i64(1)), [const(V16F32, 0.0)] * tokens, body)
+    if not asym:  # an odd last block
+        last = b.sub(blocks, e.i64(1))
+        line = line_of(b.lshr(last, e.i64(1)))
+        sums = e.loop(b.and_(blocks, e.i64(1)), sums, lambda _, *so_far: one_block(line, 0, last, so_far))
     row_scale, offset = e.load(w, V16F32, 64), e.load(bias, V16F32, 4)
     for t, total in enumerate(sums):
         before = e.load(e.offset(old, b.mul(old_stride, e.i64(t))), V16F32, 4)

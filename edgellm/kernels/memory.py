@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 from pathlib import Path
@@ -38,6 +39,30 @@ def reserve(nbytes: int, huge_pages: bool, what: str) -> np.ndarray:
     raw = np.frombuffer(area, np.uint8)
     start = -raw.ctypes.data % HUGE_PAGE
     return raw[start : start + nbytes]
+
+
+CAN_MAP_OVER = hasattr(mmap, "PROT_READ") and hasattr(os, "pwrite")  # a POSIX system
+_MAP_FIXED = 0x10  # on Linux and macOS; Python has no name for it
+
+
+def map_over(area: np.ndarray, file: int, nbytes: int) -> None:
+    """Put the first `nbytes` of an open file in the place of the pages of `area`, which came from reserve().
+
+    Shared and read-only: the pages are those of the system's file cache, not a copy, and reading ahead
+    begins at once. Raises OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    start, flags = address(area), mmap.MAP_SHARED | _MAP_FIXED
+    if libc.mmap(start, nbytes, mmap.PROT_READ, flags, file, 0) != start:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    area.flags.writeable = False
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for advice in ("MADV_HUGEPAGE", "MADV_WILLNEED"):  # advice only: what comes of it does not matter
+        if hasattr(mmap, advice):
+            libc.madvise(start, nbytes, getattr(mmap, advice))
 
 
 def address(array: np.ndarray) -> int:

@@ -17,6 +17,7 @@ from edgellm.kernels.layout import Control, TeamCall, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target
 
+KERNELS = ("team_loop/part=work", "team_loop/part=run")  # that a Team needs
 _KERNEL = ctypes.CFUNCTYPE(
     ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4
 )  # ctypes releases the interpreter lock for the call
@@ -36,7 +37,7 @@ class Team:
 
     def __init__(self, threads: int, target: Target):
         self.threads = threads
-        kernels = load_kernels(["team_loop/part=work", "team_loop/part=run"], target)
+        kernels = load_kernels(KERNELS, target)
         self._run = kernels["team_loop/part=run"]
         self._control = aligned(len(Control), np.int64)
         self._call = aligned(len(TeamCall), np.int64)

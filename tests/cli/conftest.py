@@ -25,7 +25,7 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "EDGELLM_PACKED": "off"}
 
 
 @pytest.fixture

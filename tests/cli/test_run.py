@@ -7,8 +7,10 @@ import time
 
 import pytest
 
+from edgellm.cli.app import main
 from edgellm.cli.run import model_and_prompt
 from edgellm.errors import EdgeError
+from edgellm.hub import packs
 from tests.e2e.tiny_model import CONTEXT, vocabulary, write_tiny_gguf
 
 GREEDY = ["--temp", "0", "--executor", "reference"]
@@ -209,3 +211,25 @@ def test_ctrl_c_exits_with_130_and_no_traceback(environment, tmp_path):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130
         assert errors == b""
+
+
+def test_cache_that_takes_no_packed_weights_is_one_line_on_standard_error(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "packed").touch()
+    monkeypatch.setattr(packs, "cache_root", lambda: tmp_path)
+    monkeypatch.setenv("EDGELLM_PACKED", "on")
+    assert main(["run", str(tiny), "hello", "-n", "2", "--raw", "--verbose"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("compiling")]
+    assert "packed weights cannot be kept (file exists), so every start will pack them again" in lines[0]
+    assert [line for line in lines if "packed" in line][1:] == ["weights packed into memory (file exists)"]
+
+
+def test_verbose_tells_where_the_weights_came_from(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packs, "cache_root", lambda: tmp_path)
+    monkeypatch.setenv("EDGELLM_PACKED", "on")
+    for _ in range(2):
+        assert main(["run", str(tiny), "hello", "-n", "2", "--raw", "--verbose"]) == 0
+        assert f"weights mapped from {packs.pack_path(tiny)}\n" in capsys.readouterr().err
+    assert main(["inspect", str(tiny)]) == 0
+    assert f"packed        {packs.pack_path(tiny)} (" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 from edgellm.errors import EdgeError
 from edgellm.hub import resolve
 from edgellm.hub.catalogue import DEFAULT_MODEL, catalogue
+from edgellm.hub.packs import MAGIC, pack_path, packs_dir
 from edgellm.hub.paths import cache_root, models_dir
 from edgellm.hub.pull import pull
 from edgellm.hub.registry import Record, locked, model_names, pulled, read_record, remove
@@ -176,6 +177,16 @@ def test_remove_frees_the_folder(tiny: Record, cache: Path) -> None:
 
 def test_remove_takes_the_path_that_pull_printed(tiny: Record) -> None:
     assert remove(str(tiny.path))[0] == "tiny"
+
+
+def test_remove_takes_the_packed_weights_along(tiny: Record, tmp_path: Path) -> None:
+    packs_dir().mkdir()
+    mine, other = pack_path(tiny.path), pack_path(tmp_path / "tiny.gguf")
+    for pack, source in ((mine, tiny.path), (other, tmp_path / "tiny.gguf")):
+        pack.write_bytes(MAGIC + json.dumps({"files": [{"path": str(source)}]}).encode() + b"\n" + bytes(500))
+    assert mine != other
+    assert remove("tiny")[1] >= tiny.bytes + 500
+    assert list(packs_dir().iterdir()) == [other]
 
 
 @pytest.mark.parametrize("name", ["../..", "..", ".", "/", "~", "./tiny.gguf", "../outside", ".locks", ""])

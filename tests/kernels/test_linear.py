@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from edgellm.executors.native import weights
-from edgellm.executors.native.codes import QUANTIZED_TYPES, decode_codes
-from edgellm.executors.native.weights import WeightStore, kernel_form
+from edgellm.executors.native.packing import kernel_form
+from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.config import ModelConfig
 from edgellm.formats.tensor import Tensor
+from edgellm.kernels.codes import CODE_FORMS
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import (
     GROUP,
@@ -30,7 +31,7 @@ from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target
 from edgellm.program.ops import Weight
 
-BLOCK_TYPES = sorted(QUANTIZED_TYPES)
+BLOCK_TYPES = sorted(CODE_FORMS)
 HALF_OFFSETS = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
     "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64],
@@ -68,6 +69,10 @@ def store_of(tensor: Tensor, target: Target) -> WeightStore:
     store = WeightStore(Checkpoint(Path("test"), "gguf", config, {"w": tensor}), [Weight("w")])
     store.pack(load_kernels(store.kernels, target), threads=1)
     return store
+
+
+def bytes_at(where: int, count: int) -> bytes:
+    return ctypes.string_at(where, count)
 
 
 def quantize(run_kernel, target: Target, x: np.ndarray, planes: int) -> tuple[np.ndarray, ActLayout]:
@@ -146,7 +151,7 @@ def test_linear_q_matches_numpy_on_the_same_integers(
         exact = values @ tensor.dequantize().astype(np.float64).T + bias[:n] + before
         magnitude = np.abs(values) @ np.abs(tensor.dequantize()).T.astype(np.float64) + 1
         # float16 rounds the scales that a K-quant has in float32; the others differ by float32 sums only.
-        tolerance = 1e-6 if decode_codes(tensor.data, type_name).exact_half else 2.0**-11
+        tolerance = 1e-6 if CODE_FORMS[type_name].half_scales else 2.0**-11
         assert np.max(np.abs(out[:tokens, :n] - exact) / magnitude) < tolerance
 
 
@@ -189,22 +194,18 @@ def test_embed_returns_the_rows_of_the_table(run_kernel, target: Target, type_na
     run_kernel(target, kernel, record(Embed, FACTOR=2.0, **fields), TOKENS=5, IDS=address(ids))
     expected = 2 * tensor.dequantize(ids)
     largest = np.abs(tensor.dequantize()).max()
-    exact = not isinstance(packed.form, TileLayout) or decode_codes(tensor.data, type_name).exact_half
+    exact = not isinstance(packed.form, TileLayout) or CODE_FORMS[type_name].half_scales
     np.testing.assert_allclose(out, expected, atol=largest * (3e-7 if exact else 2.0**-10), rtol=0)
 
 
-def test_rows_of_a_weight_pack_as_that_slice(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_weight_pack_as_that_slice(target: Target) -> None:
     tensor = random_tensor("Q4_0", 64, 64)
     config = ModelConfig("llama", 8, 8, 8, 1, 1, 1, 8, 8, 1e-5)
     weight = Weight("w", (16, 48))
     store = WeightStore(Checkpoint(Path("t"), "gguf", config, {"w": tensor}), [weight])
-    seen = {}
-
-    def see(kernel: int, codes: np.ndarray, to: int, form: TileLayout, tiles: int) -> None:
-        seen.update(codes=codes.copy(), tiles=tiles)
-
-    monkeypatch.setattr(weights, "pack_codes", see)
     store.pack(load_kernels(store.kernels, target), threads=1)
-    np.testing.assert_array_equal(seen["codes"], decode_codes(tensor.data, "Q4_0").q[16:48])
-    assert store[weight].n == 32
-    assert seen["tiles"] == 2
+    whole = store_of(tensor, target)
+    packed = store[weight]
+    assert (packed.n, packed.tiles) == (32, 2)
+    expected = bytes_at(whole[Weight("w")].address + packed.stride, packed.nbytes)
+    assert bytes_at(packed.address, packed.nbytes) == expected

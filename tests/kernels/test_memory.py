@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from edgellm.errors import EdgeError
-from edgellm.kernels.memory import HUGE_PAGE, address, aligned, memory_limit, release_pages, reserve
+from edgellm.kernels.memory import (
+    CAN_MAP_OVER,
+    HUGE_PAGE,
+    address,
+    aligned,
+    map_over,
+    memory_limit,
+    release_pages,
+    reserve,
+)
 
 
 def resident_bytes() -> int:
@@ -48,6 +57,32 @@ def test_released_pages_leave_memory_and_keep_their_content(tmp_path: Path) -> N
     release_pages(mapped)
     assert full - resident_bytes() > 60 << 20
     assert int(mapped.sum(dtype=np.int64)) == total
+
+
+@pytest.mark.skipif(not CAN_MAP_OVER, reason="needs a POSIX system")
+def test_mapped_file_takes_the_place_of_a_reservation(tmp_path: Path) -> None:
+    area = reserve(3 << 20, huge_pages=True, what="a test")
+    area[-1] = 7
+    (tmp_path / "file").write_bytes(b"edge" * 300_000)
+    with (tmp_path / "file").open("r+b") as file:
+        map_over(area, file.fileno(), 1_200_000)
+        assert area[:8].tobytes() == b"edgeedge"
+        assert area[-1] == 7
+        file.write(b"EDGE")
+        file.flush()
+        assert area[:8].tobytes() == b"EDGEedge"  # the file's own pages
+    with pytest.raises(ValueError, match="read-only"):
+        area[0] = 1
+
+
+@pytest.mark.skipif(not CAN_MAP_OVER, reason="needs a POSIX system")
+def test_file_that_cannot_be_mapped_leaves_the_reservation(tmp_path: Path) -> None:
+    area = reserve(1 << 20, huge_pages=True, what="a test")
+    area[0] = 7
+    with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="Permission denied"):
+        map_over(area, file.fileno(), 1 << 20)  # not open for reading
+    assert area[0] == 7
+    area[0] = 8
 
 
 def test_release_of_ordinary_memory_changes_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -13,10 +14,12 @@ from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.batch import Batch, steps
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.lower import Lowering
+from edgellm.executors.native.packing import form_of
 from edgellm.executors.native.profile import OpTime, Profiler
 from edgellm.executors.native.session import NativeSession
-from edgellm.executors.native.weights import WeightStore, form_of
+from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
+from edgellm.kernels import team
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import (
     GROUP,
@@ -62,26 +65,20 @@ class NativeExecutor(Executor):
             raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
         self.program, self.threads = program, threads
         self.target = target or host_target()
-        self._store = WeightStore(checkpoint, _matrices(program))
+        self._store = WeightStore(checkpoint, *_weights(program))
         self._workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
         self._planes = activation_planes
         self.lock = threading.Lock()  # sessions share the activations' memory
 
-        def compiling(done: int, total: int) -> None:
-            if progress:
-                progress("compiling", done, total)
+        def report(stage: str) -> Callable[[int, int], None] | None:
+            return partial(progress, stage) if progress else None
 
-        def packing(done: int, total: int) -> None:
-            if progress:
-                progress("packing", done, total)
-
-        self._store.pack(load_kernels(self._store.kernels, self.target, compiling), threads, packing)
-        self._team = Team(threads, self.target)
-        self._lowered = Lowering(
-            program, checkpoint.tensors, self._store, self._workspace, activation_planes
-        ).result
+        self._lowered = Lowering(program, self._store, self._workspace, activation_planes).result
         names = [i.kernel for i in self._lowered.instructions]
-        kernels = load_kernels([*names, "step"], self.target, compiling)
+        wanted = [*names, "step", *team.KERNELS, *self._store.kernels]
+        kernels = load_kernels(wanted, self.target, report("compiling"))
+        self._store.pack(kernels, threads, report("packing"))
+        self._team = Team(threads, self.target)
         self._step_kernel = kernels["step"]
         self._table = aligned(len(Instruction) * len(names), np.int64).reshape(-1, len(Instruction))
         for row, i in zip(self._table, self._lowered.instructions, strict=True):
@@ -103,6 +100,11 @@ class NativeExecutor(Executor):
     def weights_bytes(self) -> int:
         """Bytes of the packed weights."""
         return self._store.nbytes
+
+    @property
+    def weights_source(self) -> str:
+        """One phrase: where the packed weights in memory come from."""
+        return self._store.source
 
     def new_session(self, context: int) -> NativeSession:
         with self.lock:  # a running session reads the tables that may have to grow
@@ -188,16 +190,17 @@ class NativeExecutor(Executor):
         self._rope_filled = end
 
 
-def _matrices(program: Program) -> list[ops.Weight]:
-    """The weights of all linears and embedding tables, in order of use, each once."""
-    found: list[ops.Weight] = []
+def _weights(program: Program) -> tuple[list[ops.Weight], list[ops.Weight]]:
+    """The matrices of all linears and embedding tables, and the vectors; in order of use, each once."""
+    matrices: list[ops.Weight] = []
+    vectors: list[ops.Weight] = []
     for op in program.ops:
         for name, weight in access.weights(op).items():
-            if name in ("table", "gate", "up", "down") or (
+            matrix = name in ("table", "gate", "up", "down") or (
                 name == "weight" and isinstance(op, (ops.Linear, ops.Logits))
-            ):
-                found.append(weight)
-    return list(dict.fromkeys(found))
+            )
+            (matrices if matrix else vectors).append(weight)
+    return list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
 
 
 def describe_form(form: TileLayout | str, target: Target, planes: int = ACTIVATION_PLANES) -> str:

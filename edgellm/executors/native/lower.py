@@ -7,7 +7,7 @@ set only between instructions that touch the same data from different threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from edgellm.executors.native.buffers import Buffer, Hazards, Workspace
 from edgellm.executors.native.cost import Cost, attend_cost, kernel_label, linear_cost
-from edgellm.executors.native.weights import WeightStore, kernel_form
-from edgellm.formats.tensor import Tensor
+from edgellm.executors.native.packing import kernel_form
+from edgellm.executors.native.weights import WeightStore
 from edgellm.kernels import layout
 from edgellm.kernels.layout import ActLayout, TileLayout, align, record
 from edgellm.kernels.memory import address, aligned
@@ -87,7 +87,6 @@ class Lowering:
     def __init__(
         self,
         program: Program,
-        tensors: Mapping[str, Tensor],
         store: WeightStore,
         workspace: Workspace,
         planes: int,
@@ -95,7 +94,7 @@ class Lowering:
         self.result = Lowered()
         self._planes = planes
         self._rest: Sequence[ops.Op] = ()  # the ops behind the one being lowered
-        self._tensors, self._store, self._space = tensors, store, workspace
+        self._store, self._space = store, workspace
         self._hazards = Hazards()
         self._quantized: dict[int, str] = {}  # width -> buffer whose content the activation row holds
         self._kv_before = kv_bytes_before(program)
@@ -314,8 +313,7 @@ class Lowering:
         if weight is None:
             data[:width] = default
         else:
-            rows = slice(*weight.rows) if weight.rows else None
-            data[:width] = self._tensors[weight.name].dequantize(rows).reshape(-1) + np.float32(offset)
+            data[:width] = self._store.vector(weight) + np.float32(offset)
         self.result.constants.append(data)
         return address(data)
 

@@ -28,6 +28,7 @@ def _pointer_to(element: types.Type) -> Any:
 f32_at = _pointer_to(types.float32)
 u8_at = _pointer_to(types.uint8)
 u16_at = _pointer_to(types.uint16)
+u32_at = _pointer_to(types.uint32)
 i64_at = _pointer_to(types.int64)
 f64_at = _pointer_to(types.float64)
 
