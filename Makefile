@@ -11,11 +11,12 @@ TEST := .venv-test
 PIP  := -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find edgellm -type f ! -name '*.pyc')
 
-.PHONY: help demo test lint format bench peers docs clean
+.PHONY: help demo test test-aarch64 lint format bench peers docs clean
 
 help:
 	@echo "make demo    install edgellm into $(DEMO), fetch a small model, answer PROMPT=\"...\""
 	@echo "make test    run every test (PYTEST_ARGS=\"-m 'not slow'\" skips the slow ones)"
+	@echo "make test-aarch64    run the native tests under emulated aarch64 CPUs (on Debian or Ubuntu)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make docs    write the help texts into docs/cli.md"
@@ -30,6 +31,9 @@ demo: $(DEMO)/.installed
 
 test: $(TEST)/.installed
 	$(TEST)/bin/python -m pytest --timeout 300 $(TESTS) $(PYTEST_ARGS)
+
+test-aarch64: $(TEST)/.installed
+	$(TEST)/bin/python -m tools.aarch64 $(PYTEST_ARGS)
 
 lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .

@@ -52,39 +52,80 @@ def _version(package: str) -> str:
 def compile_kernel(kernel: str, target: Target) -> bytes:
     """Object code of one kernel. Its symbol is `symbol_of(kernel)`, its form is Numba's native one:
     int32 f(void** result, void* unused, int64 args, int64 state, int64 thread, int64 threads)."""
+    function, fastmath = _function_of(kernel, target)
+    return compile_function(function, symbol_of(kernel), target, fastmath)
+
+
+def kernel_assembly(kernel: str, target: Target) -> str:
+    """The same code as text, to look at."""
+    function, fastmath = _function_of(kernel, target)
+    machine, module = _lower(function, symbol_of(kernel), target, fastmath)
+    return machine.emit_assembly(module)
+
+
+def _function_of(kernel: str, target: Target) -> tuple[Callable[..., None], bool | set[str]]:
+    """The kernel's Python function, and the fast-math flags that its module asks for: Numba would put its
+    own on hand-written IR too."""
     module_name, _, params = kernel.partition("/")
     module = importlib.import_module(f"edgellm.kernels.{module_name}")
     values = dict(p.split("=") for p in params.split(",")) if params else {}
     function = module.build(
         target, **{k: int(v) if v.lstrip("-").isdigit() else v for k, v in values.items()}
     )
-    # Numba would put its fast-math flags on hand-written IR too, so a kernel module has to ask for them.
-    return compile_function(function, symbol_of(kernel), target, getattr(module, "FASTMATH", False))
+    return function, getattr(module, "FASTMATH", False)
 
 
 def compile_function(
     function: Callable[..., None], symbol: str, target: Target, fastmath: bool | set[str] = False
 ) -> bytes:
-    """Object code of a function of four int64 that Numba can compile, under a C symbol."""
-    os.environ.setdefault("NUMBA_DISABLE_PERFORMANCE_WARNINGS", "1")
-    import numba
-    from numba import types
+    """Object code of a function of four int64 that Numba can compile, under a C symbol, for any target."""
+    machine, module = _lower(function, symbol, target, fastmath)
+    return machine.emit_object(module)
 
-    _initialise_llvm()
-    options = {"error_model": "numpy", "fastmath": fastmath}
-    signature = types.void(types.int64, types.int64, types.int64, types.int64)
-    wrap = numba.njit(signature, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
-    (compiled,) = wrap(function).overloads.values()
-    text = compiled.library.get_llvm_str().replace(compiled.fndesc.mangled_name, symbol)
-    machine = llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="default"
-    )
-    parsed = llvm.parse_assembly(text)
-    parsed.triple, parsed.data_layout = target.triple, str(machine.target_data)
-    for helper in parsed.functions:
+
+def _lower(
+    function: Callable[..., None], symbol: str, target: Target, fastmath: bool | set[str]
+) -> tuple[llvm.TargetMachine, llvm.ModuleRef]:
+    """The target's machine and the optimised module to emit with it."""
+    machine = _machine(target)
+    module = llvm.parse_assembly(_optimised_ir(function, symbol, machine, fastmath))
+    module.triple, module.data_layout = target.triple, str(machine.target_data)
+    for helper in module.functions:
         if helper.name != symbol and not helper.is_declaration:
             helper.linkage = llvm.Linkage.internal  # helpers of several kernels must not collide
-    return machine.emit_object(parsed)
+    return machine, module
+
+
+def _optimised_ir(
+    function: Callable[..., None], symbol: str, machine: llvm.TargetMachine, fastmath: bool | set[str]
+) -> str:
+    """Numba's LLVM IR of a kernel, optimised for `machine`.
+
+    Numba's ahead-of-time code generator stops there, while its ordinary one would go on to machine code of
+    this host, which intrinsics of another architecture do not survive. It gives the module the host's triple
+    and data layout all the same, which for the types that kernels use are those of every 64-bit target.
+    """
+    os.environ.setdefault("NUMBA_DISABLE_PERFORMANCE_WARNINGS", "1")
+    from numba import types
+    from numba.core.compiler import Flags, compile_extra
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+
+    flags = Flags()
+    options = {"nopython": True, "_nrt": False, "error_model": "numpy", "fastmath": fastmath}
+    cpu_target.options.parse_as_flags(
+        flags, {**options, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    )
+    flags.no_compile = True
+    signature = (types.int64,) * 4
+    with global_compiler_lock:
+        context = cpu_target.target_context.with_aot_codegen("edgellm")
+        context.codegen()._tm = machine  # whose costs the optimisation passes weigh
+        compiled = compile_extra(
+            cpu_target.typing_context, context, function, signature, types.void, flags, {}
+        )
+        compiled.library.finalize()
+    return compiled.library.get_llvm_str().replace(compiled.fndesc.mangled_name, symbol)
 
 
 def load_kernels(
@@ -121,7 +162,8 @@ def _load(wanted: list[str], target: Target, progress: Callable[[int, int], None
 
 def link(objects: Iterable[bytes], target: Target) -> llvm.ExecutionEngine:
     """Load object code into this process, for its life; get_function_address(symbol) finds functions."""
-    _initialise_llvm()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features
     )
@@ -133,9 +175,13 @@ def link(objects: Iterable[bytes], target: Target) -> llvm.ExecutionEngine:
     return engine
 
 
-def _initialise_llvm() -> None:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+def _machine(target: Target) -> llvm.TargetMachine:
+    """What emits code for a target, of any architecture, that may be loaded at any address."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="default"
+    )
 
 
 def _read(path: Path) -> bytes | None:

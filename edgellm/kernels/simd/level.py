@@ -1,26 +1,50 @@
 """Which instruction set the kernels are generated for.
 
-EDGELLM_SIMD=generic|avx2|avx512 forces a level; without it the host's best one is taken.
+EDGELLM_SIMD=LEVEL forces one of the architecture's levels; without it the host's best one is taken.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-import platform
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 
 from edgellm.errors import EdgeError
 
-LEVELS = ("generic", "avx2", "avx512")
-_NEEDS = {
-    "generic": (),
-    "avx2": ("avx2", "fma", "f16c"),
-    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"),
+
+@dataclass(frozen=True)
+class _Level:
+    """What a level needs of a CPU, in LLVM's names for features, and what LLVM may assume when it is forced,
+    so that auto-vectorised code obeys it too."""
+
+    needs: tuple[str, ...]
+    cpu: str
+    features: str = ""
+
+
+# Of each architecture, from the plainest to the best. "generic" is plain vector IR everywhere.
+_LEVELS = {
+    "x86_64": {
+        "generic": _Level((), "x86-64"),
+        "avx2": _Level(("avx2", "fma", "f16c"), "haswell"),
+        "avx512": _Level(
+            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"), "cascadelake"
+        ),
+    },
+    "aarch64": {
+        "generic": _Level((), "generic"),
+        "neon": _Level((), "generic"),  # Armv8-A has it
+        "dotprod": _Level(("dotprod",), "generic", "+dotprod"),
+        "i8mm": _Level(("dotprod", "i8mm"), "generic", "+dotprod,+i8mm"),
+    },
 }
-# The CPU that LLVM may assume when a level is forced, so that auto-vectorised code obeys it too.
-_FORCED_CPU = {"generic": "x86-64", "avx2": "haswell", "avx512": "cascadelake"}
+LEVELS = {arch: tuple(levels) for arch, levels in _LEVELS.items()}
+
+# Linux's own word on aarch64: a bit of an entry of the auxiliary vector (AT_HWCAP 16, AT_HWCAP2 26). LLVM
+# reads /proc/cpuinfo instead, which under an emulator describes the emulating machine.
+_HWCAP = {"dotprod": (16, 20), "i8mm": (26, 13)}
 
 
 @dataclass(frozen=True)
@@ -35,15 +59,51 @@ class Target:
     @property
     def half_conversion(self) -> bool:
         """Has instructions between half and single precision (else done with integer arithmetic)."""
-        return self.level != "generic" or self.triple.startswith("aarch64")
+        return self.level != "generic" or arch_of(self.triple) == "aarch64"
+
+
+def arch_of(triple: str) -> str:
+    """The architecture of an LLVM triple, under one name: "x86_64", "aarch64", or what the triple says."""
+    arch = triple.split("-")[0]
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(arch, arch)
 
 
 def host_levels() -> tuple[str, ...]:
     """The levels that this host can run, from the plainest to the best."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    arch = arch_of(llvm.get_process_triple())
+    if arch not in _LEVELS:
         return ("generic",)
     features = llvm.get_host_cpu_features()
-    return tuple(level for level in LEVELS if all(features.get(name) for name in _NEEDS[level]))
+    bits = _HWCAP if arch == "aarch64" else {}
+
+    def has(name: str) -> bool:
+        return bool(features.get(name)) or (name in bits and _auxiliary_bit(*bits[name]))
+
+    return tuple(name for name, level in _LEVELS[arch].items() if all(map(has, level.needs)))
+
+
+def _auxiliary_bit(entry: int, bit: int) -> bool:
+    """A bit of this process's auxiliary vector; False where the C library has none."""
+    if os.name != "posix":
+        return False
+    get = getattr(ctypes.CDLL(None), "getauxval", None)
+    if get is None:
+        return False
+    get.restype, get.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return bool(get(entry) >> bit & 1)
+
+
+def target_for(level: str, triple: str) -> Target:
+    """The target of a level on any machine of the triple's architecture, which need not be the host's.
+
+    Raises EdgeError when the architecture has no such level.
+    """
+    arch = arch_of(triple)
+    levels = _LEVELS.get(arch, {})
+    if level not in levels:
+        names = ", ".join(levels) or "none"
+        raise EdgeError(f"There is no SIMD level {level} for {arch}; its levels: {names}.")
+    return Target(level, triple, levels[level].cpu, levels[level].features)
 
 
 def host_target(level: str | None = None) -> Target:
@@ -51,11 +111,12 @@ def host_target(level: str | None = None) -> Target:
     available = host_levels()
     forced = level or os.environ.get("EDGELLM_SIMD") or None
     triple = llvm.get_process_triple()
-    if forced is None:
-        features = llvm.get_host_cpu_features().flatten()
-        return Target(available[-1], triple, llvm.get_host_cpu_name(), features)
-    if forced not in available:
+    if forced is not None and forced not in available:
         raise EdgeError(f"EDGELLM_SIMD={forced} cannot run on this CPU; it can run: {', '.join(available)}.")
-    if not triple.startswith("x86_64"):
-        return Target(forced, triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-    return Target(forced, triple, _FORCED_CPU[forced], "")
+    arch = arch_of(triple)
+    if forced is not None and arch in _LEVELS:
+        return target_for(forced, triple)
+    features = llvm.get_host_cpu_features().flatten()
+    if arch == "aarch64":  # LLVM may not have seen what the level stands on
+        features = ",".join(filter(None, [features, _LEVELS[arch][available[-1]].features]))
+    return Target(available[-1], triple, llvm.get_host_cpu_name(), features)

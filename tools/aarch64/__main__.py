@@ -1,0 +1,70 @@
+"""`python -m tools.aarch64 [pytest's arguments]`: run the native tests under emulated aarch64 CPUs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from edgellm.errors import EdgeError
+from edgellm.hub.paths import cache_root
+from tools.aarch64.root import REPOSITORY, emulated_python
+
+# CPU model -> the levels that it tests, of which the last is the best that it has. qemu's default pointer
+# authentication is slow, and no kernel uses it.
+CPUS = {"cortex-a53": "generic,neon", "max,pauth-impdef=on": "i8mm", "cortex-a76": "dotprod"}
+TESTS = ("tests/kernels", "tests/executors/test_native.py")
+# Minutes of Numba under emulation, and the same on every CPU model: the last one does it.
+ONCE = "tests/kernels/test_compile.py"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.aarch64", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="CPU models run at once")
+    options, arguments = parser.parse_known_args()
+    if not any(Path(a.split("::")[0]).exists() for a in arguments):
+        arguments = [*TESTS, *arguments]
+    started = time.monotonic()
+    try:
+        python = emulated_python()
+    except EdgeError as error:
+        print(f"tools.aarch64: {error}", file=sys.stderr)
+        return error.exit_code
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = list(pool.map(lambda cpu: _test(python, cpu, arguments), CPUS))
+    passed = codes.count(0)
+    print(f"aarch64: {passed} of {len(codes)} CPU models passed in {time.monotonic() - started:.0f} s")
+    return 0 if passed == len(codes) else 1
+
+
+def _test(python: Path, cpu: str, arguments: list[str]) -> int:
+    """Exit code of pytest on a CPU model; its output line by line, with the model's name in front."""
+    env = {
+        **os.environ,
+        "QEMU_CPU": cpu,
+        "PYTHONPATH": os.pathsep.join([str(python.parent / "site"), str(REPOSITORY)]),
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # this machine's interpreter would find it
+        "EDGELLM_CACHE": str(cache_root()),
+        "AARCH64_LEVELS": CPUS[cpu],
+        "AARCH64_NATIVE_PYTHON": sys.executable,
+    }
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tools.aarch64.plugin"]
+    command += ["-m", "not slow", "--timeout", "600", *arguments]
+    if cpu != list(CPUS)[-1]:
+        command += ["--deselect", ONCE]
+    with subprocess.Popen(
+        command, env=env, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"{cpu.split(',')[0]:10} | {line}", end="", flush=True)
+    return process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
