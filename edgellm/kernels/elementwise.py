@@ -1,4 +1,4 @@
-"""Ops on each element of a row: activations with and without a gate, add, scale, softcap."""
+"""Ops on each element of a row: activations, add, scale, softcap."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ACTIVATIONS: dict[str, Callable[[Emit, Any], Any]] = {
 
 
 def emit_function(e: Emit, name: str, x: Any, y: Any, factor: Any) -> Any:
-    """f(x, y) of 16 elements: add, scale, softcap, an activation, or "gated_" and an activation."""
+    """f(x, y) of 16 elements: add, scale, softcap or an activation."""
     b = e.b
     if name == "add":
         return b.fadd(x, y)
@@ -70,8 +70,6 @@ def emit_function(e: Emit, name: str, x: Any, y: Any, factor: Any) -> Any:
         return b.fmul(x, factor)
     if name == "softcap":
         return e.softcap(x, factor)
-    if name.startswith("gated_"):
-        return b.fmul(ACTIVATIONS[name.removeprefix("gated_")](e, x), y)
     return ACTIVATIONS[name](e, x)
 
 
@@ -84,7 +82,7 @@ def build(target: Target, function: str) -> Callable[..., None]:
             e = Emit(builder, target)
             x, y, out, vectors, factor = values
             splat = e.splat(builder.fptrunc(factor, F32))
-            second = function == "add" or function.startswith("gated_")
+            second = function == "add"
 
             def body(i: Any) -> list[Any]:
                 at = e.scaled(i, 64)

@@ -38,7 +38,7 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
 #   POSITIONS, IDS  addresses of TOKENS int64: each row's position in its sequence, and its token
 #   SEQUENCES       how many Sequence records SEQUENCE_TABLE points at, in the order of their rows
 #   SCRATCH         address of attention scratch, SCRATCH_BYTES for each thread
-#   ZERO            address of 64 zero bytes
+#   ZERO            address of 128 zero bytes
 #   BARRIER         address of the barrier's two counters, see waiting.make_barrier
 #   TAIL            address of the State for the instructions from Step.TAIL on, whose rows are those that
 #                   logits are wanted of (none: the instructions are left out)
@@ -55,8 +55,8 @@ Sequence = slots("Sequence", "FIRST_ROW ROWS POSITION KV CONTEXT")
 # token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
 LinearQ = slots(
     "LinearQ",
-    "WEIGHT TILE_STRIDE TILES BLOCKS ZERO_SHIFT "
-    "INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_ISUM "
+    "WEIGHT TILE_STRIDE TILES BLOCKS "
+    "INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_START "
     "OUT OUT_STRIDE BIAS ACCUMULATE",
 )
 LinearF = slots(
@@ -64,7 +64,7 @@ LinearF = slots(
     "WEIGHT TILE_STRIDE TILES INPUTS INPUT INPUT_STRIDE INPUT_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE",
 )
 Quantize = slots(
-    "Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS LOW SCALE FSUM32 ISUM32 FSUM16 ISUM16"
+    "Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS LOW SCALE FSUM32 START32 FSUM16 START16 SHIFT"
 )
 # EPS is a float64. WEIGHT is float32 (WIDTH,), BIAS too or 0.
 Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
@@ -101,7 +101,6 @@ Stream = slots("Stream", "ADDRESS NBYTES OUT")
 # TURNS of the loop over the values at ADDRESS; OUT: 64 bytes a thread for the sums.
 Multiply = slots("Multiply", "ADDRESS TURNS OUT")
 
-PREFETCH_BYTES = 4096  # ahead in a stream; covers the latency of memory at the speed of one core
 ROW_SCALES = 4 * ROWS  # bytes at the head of a quantised tile
 SCALE_LINE = 64  # bytes of scales in front of the codes of a group
 QUERIES = 4  # queries of one head that share each read of the KV cache, in prefill
@@ -121,7 +120,8 @@ class ActLayout:
     """One quantised activation row of k values, in bytes.
 
     x = scale * (256 * high + low), scale = max |x| / 32512 over blocks of 32: int8 high[k]; int8 low[k];
-    float32 scale[k/32]; float32 scale * sum and int32 sum of the integers, for blocks of 32 and of 16.
+    float32 scale[k/32]; float32 scale * sum and int32 -(sum << shift) of the integers, of blocks of 32
+    and of 16.
     With one plane x = scale * high, scale = max |x| / 127.
     """
 
@@ -144,20 +144,20 @@ class ActLayout:
         return self.scale + 4 * self.blocks
 
     @property
-    def isum32(self) -> int:
+    def start32(self) -> int:
         return self.fsum32 + 4 * self.blocks
 
     @property
     def fsum16(self) -> int:
-        return self.isum32 + 4 * self.blocks
+        return self.start32 + 4 * self.blocks
 
     @property
-    def isum16(self) -> int:
+    def start16(self) -> int:
         return self.fsum16 + 8 * self.blocks
 
     @property
     def stride(self) -> int:
-        return align(self.isum16 + 8 * self.blocks)
+        return align(self.start16 + 8 * self.blocks)
 
 
 class Plane(NamedTuple):

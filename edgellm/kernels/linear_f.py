@@ -12,13 +12,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP, PREFETCH_BYTES
+from edgellm.kernels.elementwise import ACTIVATIONS
+from edgellm.kernels.layout import GROUP, ROWS, State
 from edgellm.kernels.layout import LinearF as Arg
-from edgellm.kernels.linear import over_tiles
 from edgellm.kernels.simd.emit import I64, LANES, V16F16, V16F32, V16I16, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
+from edgellm.kernels.simd.scalar import i64_at
 
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+TILE_BYTES = 4 * ROWS  # float32 results of one tile
 UNROLL = 4  # independent sums of a lone token, to hide the latency of the multiply-add
 
 
@@ -32,14 +34,14 @@ def load_weights(e: Emit, addr: Any, kind: str) -> Any:
     return e.b.bitcast(e.b.shl(bits, const(V16I32, 16)), V16F32)
 
 
-def make_tile(target: Target, kind: str, tokens: int) -> Any:
+def make_tile(target: Target, kind: str, tokens: int, gate: str | None) -> Any:
     """Intrinsic tile(args, weight tile, x row, out, old, old stride, bias) for `tokens` rows."""
     chains = UNROLL if tokens == 1 else 1
 
     @intrinsic
     def tile(tc: Any, args: Any, w: Any, x: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            _emit_tile(Emit(builder, target), *values, kind=kind, tokens=tokens, chains=chains)
+            _emit_tile(Emit(builder, target), *values, kind=kind, tokens=tokens, chains=chains, gate=gate)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), codegen
@@ -49,7 +51,7 @@ def make_tile(target: Target, kind: str, tokens: int) -> Any:
 
 def _emit_tile(
     e: Emit, args: Any, w: Any, x: Any, out: Any, old: Any, old_stride: Any, bias: Any,
-    *, kind: str, tokens: int, chains: int,
+    *, kind: str, tokens: int, chains: int, gate: str | None,
 ) -> None:  # fmt: skip
     b = e.b
 
@@ -59,14 +61,16 @@ def _emit_tile(
     x_stride, out_stride, inputs = arg(Arg.INPUT_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.INPUTS)
     rows = [e.offset(x, b.mul(x_stride, e.i64(t))) for t in range(tokens)]
 
+    row_bytes = LANES * BYTES[kind]
+
     def step(k: Any, sums: list[Any], width: int) -> list[Any]:
         new = list(sums)
-        if tokens == 1:
-            for line in range(0, width * LANES * BYTES[kind], 64):
-                e.prefetch(e.offset(w, e.scaled(k, LANES * BYTES[kind]), PREFETCH_BYTES + line))
+        if tokens == 1 and e.target.prefetch_bytes:
+            for line in range(e.target.prefetch_bytes, e.target.prefetch_bytes + width * row_bytes, 64):
+                e.prefetch(e.offset(w, e.scaled(k, row_bytes), line))
         for c in range(width):
             at = e.offset(k, c)
-            weights = load_weights(e, e.offset(w, e.scaled(at, LANES * BYTES[kind])), kind)
+            weights = load_weights(e, e.offset(w, e.scaled(at, row_bytes)), kind)
             for t, row in enumerate(rows):
                 i = t * chains + c
                 new[i] = e.fma(weights, e.splat_f32(e.offset(row, e.scaled(at, 4))), new[i])
@@ -83,9 +87,35 @@ def _emit_tile(
         for c in range(1, chains):
             total = b.fadd(total, sums[t * chains + c])
         before = e.load(e.offset(old, b.mul(old_stride, e.i64(t))), V16F32, 4)
-        e.store(b.fadd(total, b.fadd(before, offset)), e.offset(out, b.mul(out_stride, e.i64(t))), 4)
+        if gate:
+            value = b.fmul(ACTIVATIONS[gate](e, before), b.fadd(total, offset))
+        else:
+            value = b.fadd(total, b.fadd(before, offset))
+        e.store(value, e.offset(out, b.mul(out_stride, e.i64(t))), 4)
 
 
-def build(target: Target, kind: str) -> Callable[..., None]:
-    """The kernel linear_f for one weight type. Threads share out the tiles."""
-    return over_tiles(Arg, *(make_tile(target, kind, tokens) for tokens in (1, GROUP)))
+def build(target: Target, kind: str, gate: str | None = None) -> Callable[..., None]:
+    """The kernel linear_f for one weight type, with a gate as in linear_q. Threads share out the tiles."""
+    tile1, tile_group = (make_tile(target, kind, tokens, gate) for tokens in (1, GROUP))
+
+    def linear(args: int, state: int, thread: int, threads: int) -> None:
+        a, s = i64_at(args), i64_at(state)
+        tokens, stride = s[State.TOKENS], a[Arg.INPUT_STRIDE]
+        x = a[Arg.INPUT]
+        if tokens == 1:
+            x += a[Arg.INPUT_PRIVATE] * thread * stride
+        first = a[Arg.TILES] * thread // threads
+        last = a[Arg.TILES] * (thread + 1) // threads
+        for tile in range(first, last):
+            w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
+            out = a[Arg.OUT] + tile * TILE_BYTES
+            bias = a[Arg.BIAS] + tile * TILE_BYTES if a[Arg.BIAS] != 0 else s[State.ZERO]
+            old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
+            if tokens == 1:
+                tile1(args, w, x, out, old, old_stride, bias)
+            else:
+                for t in range(0, tokens, GROUP):
+                    at, before = out + t * a[Arg.OUT_STRIDE], old + t * old_stride
+                    tile_group(args, w, x + t * stride, at, before, old_stride, bias)
+
+    return linear

@@ -1,111 +1,229 @@
 """y = W x for quantised W: block-wise int8 activations against tile16x4 weights.
 
-One token is a matvec, several a matmul that unpacks each weight once for GROUP tokens. Per block of
-inputs the dot product is exact in integers; scales and sums are float32, in a fixed order. With two
-planes of activations the integers have 16 bits, and what remains is the rounding of the scales.
+One token is a matvec, several a matmul that unpacks each weight once for 4 tokens (2 without 512-bit
+registers, so that the sums stay in registers). Per block of inputs the dot product is exact in integers;
+scales and sums are float32, in a fixed order. With two planes of activations the integers have 16 bits,
+and what remains is the rounding of the scales.
+
+With a gate the kernel computes f(old) * (W x + bias): the second half of a gated FFN, whose first half
+another kernel has left in the output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numba
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import GROUP, PREFETCH_BYTES, ROW_SCALES, SCALE_LINE, TileLayout
+from edgellm.kernels.elementwise import ACTIVATIONS
+from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE, State, TileLayout
 from edgellm.kernels.layout import LinearQ as Arg
-from edgellm.kernels.linear import over_tiles
+from edgellm.kernels.linear_tiles import MOST_INPUTS, make_panel
+from edgellm.kernels.linear_tiles import TOKENS as PART
 from edgellm.kernels.simd.dot4 import dot4
-from edgellm.kernels.simd.emit import I32, V16F16, V16F32, V16I32, Emit, const
+from edgellm.kernels.simd.emit import I32, I64, V16F16, V16F32, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
+from edgellm.kernels.simd.scalar import i64_at
 from edgellm.kernels.unpack import unpack
 
+TILE_BYTES = 4 * ROWS  # float32 results of one tile
+PREFETCH_BYTES = 4096  # ahead, where several tokens leave the CPU less time to look ahead by itself
+CACHED_BYTES = 512 << 10  # of activations that should stay in a core's cache while weights pass by
 
-def make_tile(target: Target, bits: int, asym: bool, block: int, planes: int, tokens: int) -> Any:
-    """Intrinsic tile(args, weight tile, activation row, out, old, old stride, bias) for `tokens` rows."""
+
+@dataclass(frozen=True)
+class Shape:
+    """What one tile intrinsic computes: `tiles` weight tiles times `tokens` rows of activations."""
+
+    form: TileLayout
+    planes: int
+    tiles: int
+    tokens: int
+    gate: str | None = None
+    prefetch: int = 0  # bytes ahead
+
+
+def make_tile(target: Target, shape: Shape) -> Any:
+    """Intrinsic tile(args, weight tile, second weight tile, activation row, out, old, old stride, bias)."""
 
     @intrinsic
-    def tile(tc: Any, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> Any:
+    def tile(
+        tc: Any, args: Any, w: Any, w2: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            e = Emit(builder, target)
-            _emit_tile(e, *values, bits=bits, asym=asym, block=block, planes=planes, tokens=tokens)
+            _Tile(Emit(builder, target), shape, values[0]).emit(*values[1:])
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), codegen
+        return types.void(*[types.int64] * 8), codegen
 
     return tile
 
 
-def _emit_tile(
-    e: Emit, args: Any, w: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any,
-    *, bits: int, asym: bool, block: int, planes: int, tokens: int,
-) -> None:  # fmt: skip
-    b = e.b
+class _Tile:
+    """Emits one tile intrinsic: out = W x + old + bias, or the gated product."""
 
-    def arg(slot: int) -> Any:
-        return e.load(e.offset(args, 8 * slot), e.i64(0).type, 8)
+    def __init__(self, e: Emit, shape: Shape, args: Any):
+        self.e, self.shape = e, shape
 
-    act_stride, out_stride, blocks = arg(Arg.INPUT_STRIDE), arg(Arg.OUT_STRIDE), arg(Arg.BLOCKS)
-    form = TileLayout(0, bits, asym, block)
-    shift = e.splat(b.trunc(arg(Arg.ZERO_SHIFT), I32))
-    rows = [e.offset(act, b.mul(act_stride, e.i64(t))) for t in range(tokens)]
-    fsum, isum, ascale = arg(Arg.ACT_FSUM), arg(Arg.ACT_ISUM), arg(Arg.ACT_SCALE)
-    low_plane = arg(Arg.ACT_LOW)
-    chains = 2 if tokens == 1 else 1  # a lone token needs two sums to hide the dot product's latency
+        def arg(slot: int) -> Any:
+            return e.load(e.offset(args, 8 * slot), I64, 8)
 
-    def one_block(line: Any, j: int, k: Any, sums: Any) -> list[Any]:
-        """Adds block k, which is block j of the group at `line`."""
-        inputs, scale_at = e.scaled(k, block), e.offset(line, 32 * j)
-        acc = [[[const(V16I32, 0)] * chains for _ in range(planes)] for _ in rows]
-        for v, codes in enumerate(unpack(e, e.offset(line, SCALE_LINE), form, j)):
+        self.act_stride, self.out_stride = arg(Arg.INPUT_STRIDE), arg(Arg.OUT_STRIDE)
+        self.blocks = arg(Arg.BLOCKS)
+        self.fsum, self.start, self.scale = arg(Arg.ACT_FSUM), arg(Arg.ACT_START), arg(Arg.ACT_SCALE)
+        self.low_plane = arg(Arg.ACT_LOW)
+
+    def emit(self, w: Any, w2: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> None:
+        e, b, shape = self.e, self.e.b, self.shape
+        form = shape.form
+        weights = [w, w2][: shape.tiles]
+        rows = [e.offset(act, b.mul(self.act_stride, e.i64(t))) for t in range(shape.tokens)]
+
+        def lines(g: Any) -> list[Any]:
+            return [e.offset(one, ROW_SCALES, e.scaled(g, form.group_stride)) for one in weights]
+
+        def group(g: Any, *before: Any) -> list[Any]:
+            sums, at = list(before), lines(g)
+            if shape.prefetch:
+                for line in at:
+                    for n in range(0, form.group_stride, 64):
+                        e.prefetch(e.offset(line, n + shape.prefetch))
+            for j in range(form.group):
+                sums = self._block(at, j, e.offset(e.scaled(g, form.group), j), rows, sums)
+            return sums
+
+        count = self.blocks if form.asym else b.lshr(self.blocks, e.i64(1))
+        sums = e.loop(count, [const(V16F32, 0.0)] * (shape.tiles * shape.tokens), group)
+        if not form.asym:  # an odd last block
+            last = b.sub(self.blocks, e.i64(1))
+            at = lines(b.lshr(last, e.i64(1)))
+            odd = b.and_(self.blocks, e.i64(1))
+            sums = e.loop(odd, sums, lambda _, *so_far: self._block(at, 0, last, rows, list(so_far)))
+        self._store(weights, sums, out, old, old_stride, bias)
+
+    def _block(self, lines: list[Any], j: int, k: Any, rows: list[Any], sums: list[Any]) -> list[Any]:
+        """Adds block k, which is block j of the groups at `lines`, to sums[tile * tokens + token]."""
+        e, b, shape = self.e, self.e.b, self.shape
+        form, planes = shape.form, shape.planes
+        inputs, quad = e.scaled(k, form.block), e.scaled(k, 4)
+        chains = 2 if len(sums) * planes < 4 else 1  # few sums would wait for the dot product's latency
+        zero = const(V16I32, 0)
+        totals = [[[zero] * chains for _ in range(planes)] for _ in sums]
+        if not form.asym:  # the sum begins at minus the zero point's share
             for t, row in enumerate(rows):
-                for plane, sums_of in enumerate(acc[t]):
-                    values = e.splat_4xi8(e.offset(row, inputs, 4 * v, *([low_plane] * plane)))
-                    sums_of[v % chains] = dot4(e, sums_of[v % chains], codes, values, 2**bits - 1)
-        scale = e.half_to_float(e.load(scale_at, V16F16, 32))
-        low = e.half_to_float(e.load(e.offset(line, 32), V16F16, 32)) if asym else None
+                start = e.splat(e.load(e.offset(row, self.start, quad), I32, 4))
+                for tile in range(shape.tiles):
+                    totals[tile * shape.tokens + t][-1][0] = start
+        codes = [unpack(e, e.offset(line, SCALE_LINE), form, j) for line in lines]
+        for v in range(form.block // 4):
+            for t, row in enumerate(rows):
+                for plane in range(planes):
+                    x = e.splat_4xi8(e.offset(row, inputs, 4 * v, *([self.low_plane] * plane)))
+                    for tile in range(shape.tiles):
+                        held = totals[tile * shape.tokens + t][plane]
+                        held[v % chains] = dot4(e, held[v % chains], codes[tile][v], x, 2**form.bits - 1)
+        scales = [e.half_to_float(e.load(e.offset(line, 32 * j), V16F16, 32)) for line in lines]
+        lows = [e.half_to_float(e.load(e.offset(line, 32), V16F16, 32)) for line in lines if form.asym]
+        scale_at = quad if form.block == 32 else e.scaled(b.lshr(k, e.i64(1)), 4)
         new = []
-        quad = e.scaled(k, 4) if block == 32 else e.scaled(b.lshr(k, e.i64(1)), 4)
-        for t, row in enumerate(rows):
-            parts = [sums_of[0] if chains == 1 else b.add(*sums_of) for sums_of in acc[t]]
-            total = parts[0] if planes == 1 else b.add(b.shl(parts[0], const(V16I32, 8)), parts[1])
-            if not asym:
-                zero = e.splat(e.load(e.offset(row, isum, e.scaled(k, 4)), I32, 4))
-                total = b.sub(total, b.shl(zero, shift))
-            dot = b.fmul(b.sitofp(total, V16F32), e.splat_f32(e.offset(row, ascale, quad)))
-            value = e.fma(dot, scale, sums[t])
-            if asym:
-                value = e.fma(low, e.splat_f32(e.offset(row, fsum, e.scaled(k, 4))), value)
-            new.append(value)
+        for tile in range(shape.tiles):
+            for t, row in enumerate(rows):
+                i = tile * shape.tokens + t
+                parts = [held[0] if chains == 1 else b.add(*held) for held in totals[i]]
+                total = parts[0] if planes == 1 else b.add(b.shl(parts[0], const(V16I32, 8)), parts[1])
+                dot = b.fmul(b.sitofp(total, V16F32), e.splat_f32(e.offset(row, self.scale, scale_at)))
+                value = e.fma(dot, scales[tile], sums[i])
+                if form.asym:
+                    value = e.fma(lows[tile], e.splat_f32(e.offset(row, self.fsum, quad)), value)
+                new.append(value)
         return new
 
-    def line_of(g: Any) -> Any:
-        return e.offset(w, ROW_SCALES, e.scaled(g, form.group_stride))
+    def _store(
+        self, weights: list[Any], sums: list[Any], out: Any, old: Any, old_stride: Any, bias: Any
+    ) -> None:
+        e, b, shape = self.e, self.e.b, self.shape
+        factors = [e.load(w, V16F32, 64) for w in weights]
+        for t in range(shape.tokens):
+            to = e.offset(out, b.mul(self.out_stride, e.i64(t)))
+            before = e.offset(old, b.mul(old_stride, e.i64(t)))
+            for tile in range(shape.tiles):
+                at = tile * TILE_BYTES
+                total, there = sums[tile * shape.tokens + t], e.load(e.offset(before, at), V16F32, 4)
+                base = e.load(e.offset(bias, at), V16F32, 4)
+                if shape.gate:
+                    value = b.fmul(ACTIVATIONS[shape.gate](e, there), e.fma(total, factors[tile], base))
+                else:
+                    value = e.fma(total, factors[tile], b.fadd(there, base))
+                e.store(value, e.offset(to, at), 4)
 
-    def body(g: Any, *before: Any) -> list[Any]:
-        sums = list(before)
-        line = line_of(g)
+
+@intrinsic
+def _no_panel(
+    tc: Any, args: Any, w: Any, act: Any, groups: Any, out: Any, old: Any, old_stride: Any, bias: Any
+) -> Any:
+    """What stands in for a panel intrinsic where nothing calls it."""
+    return types.void(*[types.int64] * 8), lambda context, *_: context.get_dummy_value()
+
+
+def build(
+    target: Target, bits: int, asym: int, block: int, planes: int, gate: str | None = None
+) -> Callable[..., None]:
+    """The kernel linear_q for one weight form. Threads share out the tiles.
+
+    One stream of weights at a time while they come from memory; for many tokens the target's tile
+    registers, or pairs of tiles, which share what is loaded of the activations.
+    """
+    form = TileLayout(0, bits, bool(asym), block)
+    group = 4 if target.wide else 2
+    one = make_tile(target, Shape(form, planes, 1, 1, gate, target.prefetch_bytes))
+    few = make_tile(target, Shape(form, planes, 1, group, gate, PREFETCH_BYTES))
+    pair = make_tile(target, Shape(form, planes, 2, group, gate)) if target.wide else few
+    wide, has_tiles = target.wide, target.tiles != ""
+    panel = make_panel(target, form, planes, gate) if has_tiles else _no_panel
+
+    @numba.njit(inline="always")
+    def by_vectors(args, tile, tiles, begin, end, x, out, old, old_stride, bias):  # type: ignore[no-untyped-def]
+        """One tile, or two if `tiles` is 2, for tokens begin to end."""
+        a = i64_at(args)
+        w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
+        for t in range(begin, end, group):
+            row, to = x + t * a[Arg.INPUT_STRIDE], out + t * a[Arg.OUT_STRIDE]
+            if tiles == 2:
+                pair(args, w, w + a[Arg.TILE_STRIDE], row, to, old + t * old_stride, old_stride, bias)
+            else:
+                few(args, w, w, row, to, old + t * old_stride, old_stride, bias)
+
+    def linear(args: int, state: int, thread: int, threads: int) -> None:
+        a, s = i64_at(args), i64_at(state)
+        tokens, stride, tiles = s[State.TOKENS], a[Arg.INPUT_STRIDE], a[Arg.TILES]
+        x = a[Arg.INPUT]
         if tokens == 1:
-            for at in range(0, form.group_stride, 64):
-                e.prefetch(e.offset(line, at + PREFETCH_BYTES))
-        for j in range(form.group):
-            sums = one_block(line, j, e.offset(e.scaled(g, form.group), j), sums)
-        return sums
+            x += a[Arg.INPUT_PRIVATE] * thread * stride
+        first, last = tiles * thread // threads, tiles * (thread + 1) // threads
+        part = max(PART, CACHED_BYTES // stride // PART * PART)
+        many = wide and tokens > 2 * group and not (has_tiles and a[Arg.BLOCKS] * block <= MOST_INPUTS)
+        width = 2 if many else 1
+        for begin in range(0, tokens, part):
+            end = min(tokens, begin + part)
+            for tile in range(first, last, width):
+                w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
+                out = a[Arg.OUT] + tile * TILE_BYTES
+                bias = a[Arg.BIAS] + tile * TILE_BYTES if a[Arg.BIAS] != 0 else s[State.ZERO]
+                old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
+                if tokens == 1:
+                    one(args, w, w, x, out, old, old_stride, bias)
+                    continue
+                rest = begin
+                if has_tiles and not many:
+                    groups = (end - begin) // PART
+                    if groups > 0:
+                        to, before = out + begin * a[Arg.OUT_STRIDE], old + begin * old_stride
+                        panel(args, w, x + begin * stride, groups, to, before, old_stride, bias)
+                        rest += groups * PART
+                by_vectors(args, tile, min(width, last - tile), rest, end, x, out, old, old_stride, bias)
 
-    sums = e.loop(blocks if asym else b.lshr(blocks, e.i64(1)), [const(V16F32, 0.0)] * tokens, body)
-    if not asym:  # an odd last block
-        last = b.sub(blocks, e.i64(1))
-        line = line_of(b.lshr(last, e.i64(1)))
-        sums = e.loop(b.and_(blocks, e.i64(1)), sums, lambda _, *so_far: one_block(line, 0, last, so_far))
-    row_scale, offset = e.load(w, V16F32, 64), e.load(bias, V16F32, 4)
-    for t, total in enumerate(sums):
-        before = e.load(e.offset(old, b.mul(old_stride, e.i64(t))), V16F32, 4)
-        value = e.fma(total, row_scale, b.fadd(before, offset))
-        e.store(value, e.offset(out, b.mul(out_stride, e.i64(t))), 4)
-
-
-def build(target: Target, bits: int, asym: int, block: int, planes: int) -> Callable[..., None]:
-    """The kernel linear_q for one weight form. Threads share out the tiles."""
-    forms = [make_tile(target, bits, bool(asym), block, planes, tokens) for tokens in (1, GROUP)]
-    return over_tiles(Arg, *forms)
+    return linear

@@ -19,7 +19,10 @@ SLOTS = 16  # 64-byte values of the left side, which the kernel goes through in 
 _MACS = {"int8": 64, "float": 16}  # of one product
 # Values on the left and the right of a block of products, each with a sum of its own: enough sums to hide
 # the latency of an instruction, few enough for all of them to stay in registers.
-_BLOCKS = {"int8": {"avx512": (2, 6)}, "float": {"avx512": (2, 6), "avx2": (1, 5)}}
+_BLOCKS = {
+    "int8": {"amx": (2, 6), "avx512": (2, 6)},
+    "float": {"amx": (2, 6), "avx512": (2, 6), "avx2": (1, 5)},
+}
 _SMALL_BLOCK = (1, 3)
 
 

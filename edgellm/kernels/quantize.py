@@ -1,4 +1,8 @@
-"""Activations to integers in blocks of 32, as one or two planes of int8, with their sums."""
+"""Activations to integers in blocks of 32, as one or two planes of int8, with their sums.
+
+The sums serve weights with a minimum (FSUM) or a zero point 2^SHIFT: a dot product that starts at START,
+minus the sum times the zero point, needs no correction at its end.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from numba.extending import intrinsic
 
 from edgellm.kernels.layout import Quantize as Arg
 from edgellm.kernels.layout import State
-from edgellm.kernels.simd.emit import I64, V16F32, V16I8, V16I32, Emit, const
+from edgellm.kernels.simd.emit import I32, I64, V16F32, V16I8, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
 
@@ -39,8 +43,9 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
 
     largest = 32512.0 if planes == 2 else 127.0
     low_at = section(Arg.LOW)
-    scale_at, fsum32, isum32 = section(Arg.SCALE), section(Arg.FSUM32), section(Arg.ISUM32)
-    fsum16, isum16 = section(Arg.FSUM16), section(Arg.ISUM16)
+    scale_at, fsum32, start32 = section(Arg.SCALE), section(Arg.FSUM32), section(Arg.START32)
+    fsum16, start16 = section(Arg.FSUM16), section(Arg.START16)
+    shift = b.trunc(e.load(e.offset(args, 8 * Arg.SHIFT), I64, 8), I32)
     absolute = e.intrinsic("llvm.fabs.v16f32", V16F32, [V16F32])
 
     def block(i: Any) -> list[Any]:
@@ -60,12 +65,12 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
                 e.store(b.trunc(low, V16I8), e.offset(low_at, e.scaled(i, 32), 16 * h), 16)
             e.store(b.trunc(high, V16I8), e.offset(act, e.scaled(i, 32), 16 * h), 16)
             sums.append(e.reduce(codes, b.add))
-            e.store(sums[h], e.offset(isum16, e.scaled(i, 8), 4 * h), 4)
+            e.store(b.neg(b.shl(sums[h], shift)), e.offset(start16, e.scaled(i, 8), 4 * h), 4)
             e.store(b.fmul(scale, b.sitofp(sums[h], scale.type)), e.offset(fsum16, e.scaled(i, 8), 4 * h), 4)
         total = b.add(*sums)
         at = e.scaled(i, 4)
         e.store(scale, e.offset(scale_at, at), 4)
-        e.store(total, e.offset(isum32, at), 4)
+        e.store(b.neg(b.shl(total, shift)), e.offset(start32, at), 4)
         e.store(b.fmul(scale, b.sitofp(total, scale.type)), e.offset(fsum32, at), 4)
         return []
 

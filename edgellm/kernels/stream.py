@@ -8,7 +8,6 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.layout import PREFETCH_BYTES
 from edgellm.kernels.layout import Stream as Arg
 from edgellm.kernels.simd.emit import V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
@@ -28,8 +27,9 @@ def build(target: Target) -> Callable[..., None]:
 
             def body(i: Any, *sums: Any) -> list[Any]:
                 base = e.offset(start, e.scaled(i, UNIT))
-                for line in range(0, UNIT, 64):
-                    e.prefetch(e.offset(base, PREFETCH_BYTES + line))
+                if target.prefetch_bytes:
+                    for line in range(0, UNIT, 64):
+                        e.prefetch(e.offset(base, target.prefetch_bytes + line))
                 return [
                     builder.add(s, e.load(e.offset(base, 64 * n), V16I32, 64)) for n, s in enumerate(sums)
                 ]

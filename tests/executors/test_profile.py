@@ -128,7 +128,7 @@ def test_positions_that_rows_see_are_counted_one_by_one(window: int, position: i
     ("kernel", "label"),
     [
         ("norm", "norm"),
-        ("elementwise/function=gated_silu", "gated_silu"),
+        ("elementwise/function=silu", "silu"),
         ("attention/part=append", "append"),
         ("rope/style=half", "rope"),
         ("quantize/planes=2", "quantize"),

@@ -31,12 +31,12 @@ def exact_function(name: str, x: np.ndarray, y: np.ndarray, factor: float) -> np
         "scale": lambda: factor * x,
         "softcap": lambda: factor * np.tanh(x / factor),
     }
-    return functions[name.removeprefix("gated_")]() * (y if name.startswith("gated_") else 1)
+    return functions[name]()
 
 
 @pytest.mark.parametrize(
     "function",
-    ["silu", "gelu_tanh", "gelu", "relu", "relu2", "add", "scale", "softcap", "gated_silu", "gated_relu2"],
+    ["silu", "gelu_tanh", "gelu", "relu", "relu2", "add", "scale", "softcap"],
 )
 def test_elementwise_matches_numpy(run_kernel, target: Target, function: str) -> None:
     x, y, out = matrix(3, 48, 1, 6.0), matrix(3, 48, 2), matrix(3, 48, 3)

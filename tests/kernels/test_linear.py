@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from edgellm.executors.native.packing import kernel_form
+from edgellm.executors.native.packing import Packed, kernel_form
 from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.config import ModelConfig
@@ -75,14 +76,16 @@ def bytes_at(where: int, count: int) -> bytes:
     return ctypes.string_at(where, count)
 
 
-def quantize(run_kernel, target: Target, x: np.ndarray, planes: int) -> tuple[np.ndarray, ActLayout]:
+def quantize(
+    run_kernel, target: Target, x: np.ndarray, planes: int, shift: int = 0
+) -> tuple[np.ndarray, ActLayout]:
     tokens, k = x.shape
     layout = ActLayout(k)
     act = aligned(align(tokens, GROUP) * layout.stride, np.uint8)
     args = record(
         Quantize, X=address(x), X_STRIDE=4 * k, ACT=address(act), ACT_STRIDE=layout.stride,
         BLOCKS=layout.blocks, LOW=layout.low, SCALE=layout.scale, FSUM32=layout.fsum32,
-        ISUM32=layout.isum32, FSUM16=layout.fsum16, ISUM16=layout.isum16,
+        START32=layout.start32, FSUM16=layout.fsum16, START16=layout.start16, SHIFT=shift,
     )  # fmt: skip
     run_kernel(target, f"quantize/planes={planes}", args, TOKENS=tokens)
     return act.reshape(-1, layout.stride)[:tokens], layout
@@ -101,19 +104,38 @@ def integers_of(act: np.ndarray, layout: ActLayout, planes: int) -> tuple[np.nda
 def test_quantize_rounds_to_nearest_and_keeps_sums(run_kernel, target: Target, planes: int) -> None:
     x = np.random.default_rng(1).standard_normal((3, 96)).astype(np.float32)
     x[1, 32:64] = 0
-    act, layout = quantize(run_kernel, target, x, planes)
+    act, layout = quantize(run_kernel, target, x, planes, shift=3)
     q, scale = integers_of(act, layout, planes)
     blocks = x.reshape(3, 3, 32)
     largest = 127 if planes == 1 else 32512
     np.testing.assert_allclose(scale, np.abs(blocks).max(-1) / largest, rtol=2e-7)
     restored = q.reshape(3, 3, 32) * scale[..., None]
     assert np.all(np.abs(restored - blocks) <= 0.5001 * scale[..., None] + 1e-12)
-    isum = act[:, layout.isum32 : layout.fsum16].copy().view(np.int32)
-    np.testing.assert_array_equal(isum, q.reshape(3, 3, 32).sum(-1))
-    isum16 = act[:, layout.isum16 : layout.isum16 + 24].copy().view(np.int32)
-    np.testing.assert_array_equal(isum16, q.reshape(3, 6, 16).sum(-1))
-    fsum16 = act[:, layout.fsum16 : layout.isum16].copy().view(np.float32)
-    np.testing.assert_allclose(fsum16, isum16 * np.repeat(scale, 2, axis=1), rtol=1e-6)
+    start32 = act[:, layout.start32 : layout.fsum16].copy().view(np.int32)
+    np.testing.assert_array_equal(start32, -8 * q.reshape(3, 3, 32).sum(-1))
+    start16 = act[:, layout.start16 : layout.start16 + 24].copy().view(np.int32)
+    sums = q.reshape(3, 6, 16).sum(-1)
+    np.testing.assert_array_equal(start16, -8 * sums)
+    fsum16 = act[:, layout.fsum16 : layout.start16].copy().view(np.float32)
+    np.testing.assert_allclose(fsum16, sums * np.repeat(scale, 2, axis=1), rtol=1e-6)
+
+
+def linear_q(
+    run_kernel, target: Target, packed: Packed, act: np.ndarray, layout: ActLayout, out: np.ndarray,
+    bias: np.ndarray, planes: int, gate: str = "",
+) -> None:  # fmt: skip
+    """out (tokens, 48) float32 += W x + bias, or out = gate(out) * (W x + bias)."""
+    assert isinstance(packed.form, TileLayout)
+    wide = packed.form.block == 32
+    args = record(
+        LinearQ, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles,
+        BLOCKS=packed.form.blocks, INPUT=address(act), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
+        ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32 if wide else layout.fsum16,
+        ACT_START=layout.start32 if wide else layout.start16, OUT=address(out), OUT_STRIDE=192,
+        BIAS=address(bias), ACCUMULATE=1,
+    )  # fmt: skip
+    kernel = f"linear_q/{kernel_form(packed.form)},planes={planes}" + (f",gate={gate}" if gate else "")
+    run_kernel(target, kernel, args, TOKENS=len(act))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 11])
@@ -125,27 +147,17 @@ def test_linear_q_matches_numpy_on_the_same_integers(
     tensor = random_tensor(type_name, n, k)
     store = store_of(tensor, target)  # owns the memory
     packed = store[Weight("w")]
-    assert isinstance(packed.form, TileLayout)
     rng = np.random.default_rng(7)
     x = aligned(tokens * k, np.float32).reshape(tokens, k)
     x[:] = rng.standard_normal((tokens, k))
     bias = aligned(align(n, 16), np.float32)
     bias[:n] = rng.standard_normal(n)
     for planes in (1, 2):
-        act, layout = quantize(run_kernel, target, x, planes)
+        act, layout = quantize(run_kernel, target, x, planes, packed.zero_shift)
         out = aligned(align(tokens, GROUP) * 48, np.float32).reshape(-1, 48)
         before = rng.standard_normal((tokens, n)).astype(np.float32)
         out[:tokens, :n] = before
-        wide = packed.form.block == 32
-        args = record(
-            LinearQ, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles,
-            BLOCKS=packed.form.blocks, ZERO_SHIFT=packed.zero_shift,
-            INPUT=address(act), INPUT_STRIDE=layout.stride,
-            ACT_LOW=layout.low, ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32 if wide else layout.fsum16,
-            ACT_ISUM=layout.isum32 if wide else layout.isum16, OUT=address(out), OUT_STRIDE=192,
-            BIAS=address(bias), ACCUMULATE=1,
-        )  # fmt: skip
-        run_kernel(target, f"linear_q/{kernel_form(packed.form)},planes={planes}", args, TOKENS=tokens)
+        linear_q(run_kernel, target, packed, act, layout, out, bias, planes)
         q, scale = integers_of(act, layout, planes)
         values = q * np.repeat(scale.astype(np.float64), 32, axis=1)
         exact = values @ tensor.dequantize().astype(np.float64).T + bias[:n] + before
@@ -153,6 +165,51 @@ def test_linear_q_matches_numpy_on_the_same_integers(
         # float16 rounds the scales that a K-quant has in float32; the others differ by float32 sums only.
         tolerance = 1e-6 if CODE_FORMS[type_name].half_scales else 2.0**-11
         assert np.max(np.abs(out[:tokens, :n] - exact) / magnitude) < tolerance
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 20])
+def test_a_gate_multiplies_what_the_output_held(run_kernel, target: Target, tokens: int) -> None:
+    n, k = 40, 96
+    tensor = random_tensor("Q4_0", n, k)
+    store = store_of(tensor, target)  # owns the memory
+    packed = store[Weight("w")]
+    rng = np.random.default_rng(3)
+    x, bias = aligned(tokens * k, np.float32).reshape(tokens, k), aligned(48, np.float32)
+    x[:], bias[:n] = rng.standard_normal((tokens, k)), rng.standard_normal(n)
+    act, layout = quantize(run_kernel, target, x, 2, packed.zero_shift)
+    plain, gated = (aligned(align(tokens, GROUP) * 48, np.float32).reshape(-1, 48) for _ in range(2))
+    gate = rng.standard_normal((tokens, n)).astype(np.float32)
+    gated[:tokens, :n] = gate
+    linear_q(run_kernel, target, packed, act, layout, plain, bias, 2)
+    linear_q(run_kernel, target, packed, act, layout, gated, bias, 2, gate="silu")
+    expected = gate / (1 + np.exp(-gate.astype(np.float64))) * plain[:tokens, :n]
+    np.testing.assert_allclose(gated[:tokens, :n], expected, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("tokens", [16, 37])
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q2_K", "Q3_K", "Q6_K", "TQ2_0"])
+def test_tile_registers_change_no_bit(run_kernel, target: Target, type_name: str, tokens: int) -> None:
+    """The matmul for tile registers, which here are emulated, against the one for vectors."""
+    n, k = 40, 768 if "K" in type_name or "TQ" in type_name else 288  # 9 blocks: an odd last one
+    tensor = random_tensor(type_name, n, k)
+    store = store_of(tensor, target)  # owns the memory
+    packed = store[Weight("w")]
+    rng = np.random.default_rng(11)
+    x, bias = aligned(tokens * k, np.float32).reshape(tokens, k), aligned(48, np.float32)
+    x[:], bias[:n] = rng.standard_normal((tokens, k)), rng.standard_normal(n)
+    before = rng.standard_normal((align(tokens, GROUP), 48)).astype(np.float32)
+    for planes in (1, 2):
+        act, layout = quantize(run_kernel, target, x, planes, packed.zero_shift)
+        found = []
+        for emulate in (False, True):
+            out = aligned(before.size, np.float32).reshape(before.shape)
+            out[:] = before
+            linear_q(
+                run_kernel, replace(target, emulate_tiles=emulate), packed, act, layout, out, bias, planes
+            )
+            found.append(out[:tokens].copy())
+        assert not np.array_equal(found[0], before[:tokens])
+        np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 9])

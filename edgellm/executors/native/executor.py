@@ -85,7 +85,7 @@ class NativeExecutor(Executor):
             row[:] = kernels[i.kernel], address(i.record), i.barrier_one, i.barrier_many
         self._step = record(Step, COUNT=len(names), TABLE=address(self._table), TAIL=self._lowered.tail)
         self._barrier = aligned(16, np.int64)
-        self._zero = aligned(16, np.float32)
+        self._zero = aligned(32, np.float32)
         self._batch = Batch(CHUNK, ZERO=address(self._zero), BARRIER=address(self._barrier))
         self._scratch_context = 0
         self._profiler: Profiler | None = None

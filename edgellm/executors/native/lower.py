@@ -96,7 +96,8 @@ class Lowering:
         self._rest: Sequence[ops.Op] = ()  # the ops behind the one being lowered
         self._store, self._space = store, workspace
         self._hazards = Hazards()
-        self._quantized: dict[int, str] = {}  # width -> buffer whose content the activation row holds
+        # width -> buffer whose content the activation row holds, and the zero point of its sums
+        self._quantized: dict[int, tuple[str, int | None]] = {}
         self._kv_before = kv_bytes_before(program)
         handlers: dict[type, Callable] = {
             ops.Embed: self._embed, ops.Norm: self._norm, ops.Rope: self._rope, ops.KvAppend: self._append,
@@ -162,23 +163,24 @@ class Lowering:
 
     def _linear(
         self, x_name: str, out_name: str, weight: ops.Weight, bias: ops.Weight | None,
-        add_to: str | None = None,
+        add_to: str | None = None, gate: str | None = None,
     ) -> None:  # fmt: skip
+        """out = weight x + bias; or add_to += weight x + bias; or with a gate out = gate(out) * (...)."""
         packed, x = self._store[weight], self._space[x_name]
         fields: dict[str, int | float] = {
             "WEIGHT": packed.address, "TILE_STRIDE": packed.stride, "TILES": packed.tiles,
             "BIAS": 0 if bias is None else self._vector(bias, packed.n, 0.0),
         }  # fmt: skip
         if isinstance(packed.form, TileLayout):
-            source = self._quantize(x, x_name)
+            source = self._quantize(x, x_name, None if packed.form.asym else packed.zero_shift)
             act = ActLayout(packed.k)
             wide = packed.form.block == 32
             fields |= {
-                "BLOCKS": packed.form.blocks, "ZERO_SHIFT": packed.zero_shift,
+                "BLOCKS": packed.form.blocks,
                 "INPUT": source.address, "INPUT_STRIDE": act.stride,
                 "INPUT_PRIVATE": int(source.private), "ACT_LOW": act.low, "ACT_SCALE": act.scale,
                 "ACT_FSUM": act.fsum32 if wide else act.fsum16,
-                "ACT_ISUM": act.isum32 if wide else act.isum16,
+                "ACT_START": act.start32 if wide else act.start16,
             }  # fmt: skip
             kernel, slots = f"linear_q/{kernel_form(packed.form)},planes={self._planes}", "LinearQ"
         else:
@@ -188,24 +190,23 @@ class Lowering:
                 "INPUTS": packed.k,
             }  # fmt: skip
             kernel, slots = f"linear_f/{kernel_form(packed.form)}", "LinearF"
-        reads = [source]
-        if add_to is None:
-            out = self._write(out_name, packed.n)
-        else:
-            out = self._write(add_to, packed.n)
-            reads.append(out)
-        fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(add_to is not None)}
+        out = self._write(add_to or out_name, packed.n)
+        accumulate = add_to is not None or gate is not None
+        fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
+        # What a gate finds in its output, the same thread has put there: all linears share out alike.
+        touched = [] if gate else [out]
         planes = self._planes if isinstance(packed.form, TileLayout) else 0
         cost = linear_cost(weight, packed.nbytes, packed.n * packed.k, planes)
-        self._emit(kernel, slots, reads=reads, writes=[out], **fields)
+        kernel += f",gate={gate}" if gate else ""
+        self._emit(kernel, slots, reads=[source, *touched] if add_to else [source], writes=touched, **fields)
         self.result.instructions[-1].cost = cost
 
     def _ffn(self, op: ops.Ffn, add_to: str | None) -> None:
-        self._linear(op.x, "ffn.up", op.up, op.up_bias)
         if op.gate is not None:
-            self._linear(op.x, "ffn.gate", op.gate, None)
-            self._elementwise(f"gated_{op.activation}", "ffn.gate", "ffn.up", "ffn.act")
+            self._linear(op.x, "ffn.act", op.gate, None)
+            self._linear(op.x, "ffn.act", op.up, op.up_bias, gate=op.activation)
         else:
+            self._linear(op.x, "ffn.up", op.up, op.up_bias)
             self._elementwise(op.activation, "ffn.up", None, "ffn.act")
         hidden = "ffn.act"
         if op.sub_norm is not None:
@@ -285,24 +286,26 @@ class Lowering:
             OUT=out.address, OUT_STRIDE=out.stride, VECTORS=-(-x.width // 16), **fields,
         )  # fmt: skip
 
-    def _quantize(self, x: Buffer, name: str) -> Buffer:
-        """The activation row that holds x, made now unless it was made before and x has not changed."""
+    def _quantize(self, x: Buffer, name: str, shift: int | None) -> Buffer:
+        """The activation row that holds x, made now unless it was made before and x has not changed. shift:
+        the zero point that its sums have to serve, if any."""
         act = self._space.activation(x.width)
-        if self._quantized.get(x.width) != name:
+        held, held_shift = self._quantized.get(x.width, ("", None))
+        if held != name or (shift is not None and shift != held_shift):
             shape = ActLayout(x.width)
             self._emit(
                 f"quantize/planes={self._planes}", "Quantize", reads=[x], writes=[act],
                 X=x.address, X_STRIDE=x.stride, X_PRIVATE=int(x.private),
                 ACT=act.address, ACT_STRIDE=shape.stride, BLOCKS=shape.blocks, LOW=shape.low,
-                SCALE=shape.scale, FSUM32=shape.fsum32, ISUM32=shape.isum32,
-                FSUM16=shape.fsum16, ISUM16=shape.isum16,
+                SCALE=shape.scale, FSUM32=shape.fsum32, START32=shape.start32,
+                FSUM16=shape.fsum16, START16=shape.start16, SHIFT=shift or 0,
             )  # fmt: skip
-            self._quantized[x.width] = name
+            self._quantized[x.width] = name, shift
         return act
 
     def _write(self, name: str, width: int, private: bool = False) -> Buffer:
         """The buffer `name` about to get new content."""
-        for k, held in list(self._quantized.items()):
+        for k, (held, _) in list(self._quantized.items()):
             if held == name:
                 del self._quantized[k]
         return self._space.buffer(name, width, private)

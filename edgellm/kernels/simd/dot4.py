@@ -118,6 +118,7 @@ def _neon(e: Emit, acc: Any, u: Any, s: Any, u_max: int) -> Any:
 _FORMS = {
     "generic": _generic,
     "avx2": _avx2,
+    "amx": _vnni512,
     "avx512": _vnni512,
     "neon": _neon,
     "dotprod": _dotprod,
