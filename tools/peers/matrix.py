@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import EdgeError
-from tools.peers import build, chart, openvino
+from tools.peers import build, chart, genai
 from tools.peers.figures import Figure, Samples, check, evaluate, table
 from tools.peers.programs import output, outputs
 from tools.peers.rows import ACTIVATIONS, GROUPS, SUBJECTS, Call, Plan, plan
@@ -97,7 +97,7 @@ def report(machine: Mapping[str, Any], rounds: int, figures: list[Figure]) -> di
     """The JSON object."""
     return {
         "machine": machine,
-        "peers": {"llama.cpp": f"{build.PACKAGE} {build.VERSION}", "openvino": openvino.PACKAGES[0]},
+        "peers": {"llama.cpp": f"{build.PACKAGE} {build.VERSION}", "openvino": genai.PACKAGES[0]},
         "rounds": rounds,
         "rows": [f.report() for f in figures],
     }
@@ -168,10 +168,10 @@ class Runner:
         return parse_llama(output(command))
 
     def openvino(self, call: Call) -> dict[str, float]:
-        command = openvino.command(
-            openvino.python(), self.files[call.subject], call.threads, self._repetitions(call)
+        command = genai.command(
+            genai.python(), self.files[call.subject], call.threads, self._repetitions(call)
         )
-        found = openvino.parse(output([*self.prefix, *command]))
+        found = genai.parse(output([*self.prefix, *command]))
         return {test: statistics.median(samples) for test, samples in found.items()}
 
     def _repetitions(self, call: Call) -> int:
