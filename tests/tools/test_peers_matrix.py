@@ -117,6 +117,20 @@ def test_what_could_not_be_measured_is_told_with_its_reason_once():
     assert found[2].report()["reason"] == "no AMX"
 
 
+def test_the_table_for_the_documentation_holds_what_was_measured():
+    found = [
+        figure([300.0], {"tg64 fa=0": [100.0]}),
+        figure([150.0], {}, peer=None, bar=200, unit="MB", at_most=True),
+        evaluate(row(reason="no AMX"), {}, {}),
+        figure([100.0], {"tg64 fa=1": [100.0]}, activations="8"),
+    ]
+    assert figures.markdown(found).splitlines()[2:] == [
+        "| tg64 | model | 2 | 300.0 | 100.0 (llama.cpp fa=0) | **3.00x** | at least 2.00x |",
+        "| tg64 | model | 2 |  |  | **150 MB** | at most 200 MB |",
+        "| tg64, 8-bit activations | model | 2 | 100.0 | 100.0 (llama.cpp fa=1) | 1.00x | at least 2.00x |",
+    ]
+
+
 def test_a_report_holds_every_sample():
     told = figure([200.0, 100.0], {"tg64 fa=0": [100.0, 100.0]}).report()
     assert told["edgellm"] == {"median": 150.0, "samples": [200.0, 100.0]}

@@ -110,6 +110,22 @@ def table(figures: list[Figure]) -> str:
     return "\n".join(lines)
 
 
+def markdown(figures: list[Figure]) -> str:
+    """The measured figures as a table for the documentation."""
+    lines = ["| test | model | threads | edgellm | peer | figure | bar |", "|---|---|---|---|---|---|---|"]
+    for f in figures:
+        if f.value is None:
+            continue
+        what = f.row.what + ("" if f.row.activations == "16" else f", {f.row.activations}-bit activations")
+        ours = _speed(f.ours) if f.peer else ""
+        peer = f"{_speed(f.peer)} ({f.peer_name})" if f.peer else ""
+        value = _value(f.value, f.row.unit)
+        figure = f"**{value}**" if f.met else value
+        bar = "" if f.row.bar is None else _bar(f.row).replace("<=", "at most").replace(">=", "at least")
+        lines.append(f"| {what} | {f.row.subject} | {f.row.threads} | {ours} | {peer} | {figure} | {bar} |")
+    return "\n".join(lines) + "\n"
+
+
 def _speed(samples: list[float]) -> str:
     return f"{statistics.median(samples):.1f}" if samples else "-"
 
