@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.errors import CheckFailed, EdgeError
-from tools.peers import chart, figures, matrix, openvino, rows
+from tools.peers import chart, figures, genai, matrix, rows
 from tools.peers.figures import Figure, evaluate
 from tools.peers.rows import Call, Plan, Row, Source, plan
 
@@ -61,7 +61,7 @@ def test_llama_bench_tells_speed_with_and_without_flash_attention():
 
 
 def test_openvino_prints_its_samples_last():
-    assert openvino.parse('loading ...\n{"pp128": [1.0, 2.0]}\n') == {"pp128": [1.0, 2.0]}
+    assert genai.parse('loading ...\n{"pp128": [1.0, 2.0]}\n') == {"pp128": [1.0, 2.0]}
 
 
 def test_the_peer_counts_with_its_better_variant():
@@ -105,11 +105,30 @@ def test_a_missed_bar_fails_the_check_and_is_named_in_the_table():
     assert lines[3] == "1 of 2 bars met"
 
 
-def test_what_could_not_be_measured_is_told_with_its_reason():
-    found = evaluate(row(), {OURS: {"tg64": [1.0]}, PEER: {}}, {PEER: "pip found no wheel."})
-    assert found.met is None
-    assert "not measurable here: pip found no wheel." in figures.table([found])
-    assert found.report()["value"] is None
+def test_what_could_not_be_measured_is_told_with_its_reason_once():
+    found = [evaluate(row(), {}, {PEER: "pip found no wheel."}) for _ in range(2)]
+    found.append(evaluate(row(ours=None, peer=None, reason="no AMX"), {}, {}))
+    lines = figures.table(found).splitlines()
+    assert [line.partition("2.00x  ")[2] for line in lines[1:4]] == [
+        "not measurable here [1]", "not measurable here [1]", "not measurable here [2]",
+    ]  # fmt: skip
+    assert lines[4:] == ["[1] pip found no wheel.", "[2] no AMX", "0 of 0 bars met"]
+    assert all(f.met is None and f.report()["value"] is None for f in found)
+    assert found[2].report()["reason"] == "no AMX"
+
+
+def test_the_table_for_the_documentation_holds_what_was_measured():
+    found = [
+        figure([300.0], {"tg64 fa=0": [100.0]}),
+        figure([150.0], {}, peer=None, bar=200, unit="MB", at_most=True),
+        evaluate(row(reason="no AMX"), {}, {}),
+        figure([100.0], {"tg64 fa=1": [100.0]}, activations="8"),
+    ]
+    assert figures.markdown(found).splitlines()[2:] == [
+        "| tg64 | model | 2 | 300.0 | 100.0 (llama.cpp fa=0) | **3.00x** | at least 2.00x |",
+        "| tg64 | model | 2 |  |  | **150 MB** | at most 200 MB |",
+        "| tg64, 8-bit activations | model | 2 | 100.0 | 100.0 (llama.cpp fa=1) | 1.00x | at least 2.00x |",
+    ]
 
 
 def test_a_report_holds_every_sample():
@@ -177,7 +196,7 @@ def test_what_is_compared_runs_next_to_each_other():
 
 def test_without_amx_its_rows_say_so_and_the_others_have_the_lower_bar():
     found = plan(["prefill"]).rows
-    assert {(r.bar, r.reason) for r in found} == {(4.0, "no AMX here"), (2.0, "")}
+    assert {(r.bar, r.reason) for r in found} == {(4.0, "no AMX"), (2.0, "")}
     assert all(r.ours is None for r in found if r.reason)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.errors import EdgeError
-from tools.peers import models, openvino, programs
+from tools.peers import genai, models, programs
 from tools.random_model.shapes import SHAPES
 
 
@@ -79,12 +79,18 @@ def test_openvino_that_cannot_be_fetched_is_an_error_and_is_tried_again(own_cach
         asked.append(command)
         raise EdgeError("no wheel")
 
-    monkeypatch.setattr(openvino, "output", fail)
+    monkeypatch.setattr(genai, "output", fail)
     for _ in range(2):
         with pytest.raises(EdgeError, match="no wheel"):
-            openvino.python()
+            genai.python()
     assert len(asked) == 2
-    home = own_cache / "peers" / f"openvino-genai-{openvino.VERSION}"
+    home = own_cache / "peers" / f"openvino-genai-{genai.VERSION}"
     home.mkdir(parents=True)
     (home / "ready").touch()
-    assert openvino.python() == home / "bin" / "python"
+    assert genai.python() == home / "bin" / "python"
+
+
+def test_no_module_of_this_project_can_stand_in_for_openvinos_own():
+    command = genai.command(Path("python"), Path("m.gguf"), 2, 5)
+    assert command == ["python", "-I", str(genai.CHILD), "m.gguf", "2", "5"]
+    assert genai.CHILD.is_file()

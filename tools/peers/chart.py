@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 WIDTH, LABEL, BAR, GAP = 720, 130, 16, 14
-TITLE, SCALE = 360, 100  # of bars_reached: room for names, and the length that stands for the bar itself
+TITLE, SCALE = 420, 100  # of bars_reached: room for names, and the length that stands for the bar itself
 COLOURS = {"edgellm": "#2563eb", "peer": "#9ca3af"}
 NAMES = {"edgellm": "edgellm", "peer": "llama.cpp"}
 
@@ -40,7 +40,7 @@ def bars_reached(title: str, rows: Sequence[dict[str, Any]]) -> str:
     there.
     """
     parts = [f'<text x="8" y="20" font-size="15" font-weight="bold">{escape(title)}</text>']
-    y = 36
+    y, figures = 36, TITLE + 2 * SCALE + 10
     for row in rows:
         if row["met"] is None:
             continue
@@ -52,16 +52,15 @@ def bars_reached(title: str, rows: Sequence[dict[str, Any]]) -> str:
         bound = f"{'at most' if row['at_most'] else 'at least'} {row['bar']:g}"
         parts.append(f'<text x="8" y="{y + 13}">{name}</text>')
         parts.append(f'<rect x="{TITLE}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
-        x = TITLE + length + 6
-        parts.append(f'<text x="{x:.1f}" y="{y + 13}">{value:.3g} {escape(unit)} ({bound})</text>')
+        parts.append(f'<text x="{figures}" y="{y + 13}">{value:.3g} {escape(unit)} ({bound})</text>')
         y += BAR + 6
     line = TITLE + SCALE
     parts.append(f'<line x1="{line}" x2="{line}" y1="30" y2="{y}" stroke="#111" stroke-dasharray="4 3"/>')
-    return _document(parts, y)
+    return _document(parts, y, figures + 140)
 
 
-def _document(parts: Sequence[str], height: int) -> str:
+def _document(parts: Sequence[str], height: int, width: int = WIDTH) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
         f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )

@@ -88,7 +88,8 @@ def best_variant(source: Source, samples: Samples) -> tuple[str, list[float]]:
 
 
 def table(figures: list[Figure]) -> str:
-    """One line for each figure, bars beside it, and a last line that counts them."""
+    """One line for each figure, bars beside it; notes on what was not measured; how many bars are met."""
+    notes = list(dict.fromkeys(f.reason for f in figures if f.reason))
     lines = [
         f"{'test':<32}{'model':<20}{'threads':>7}{'act.':>5}{'edgellm':>10}{'peer':>10}  {'':<15}"
         f"{'figure':>9}{'bar':>10}"
@@ -96,15 +97,33 @@ def table(figures: list[Figure]) -> str:
     for f in figures:
         row = f.row
         ours = _speed(f.ours) if f.peer else "-"
-        verdict = {True: "met", False: "MISSED", None: f.reason and f"not measurable here: {f.reason}"}
+        missing = f"not measurable here [{notes.index(f.reason) + 1}]" if f.reason else ""
+        verdict = {True: "met", False: "MISSED", None: missing}
         lines.append(
             f"{row.what:<32}{row.subject:<20}{row.threads:>7}{row.activations:>5}{ours:>10}"
             f"{_speed(f.peer):>10}  {f.peer_name:<15}{_value(f.value, row.unit):>9}{_bar(row):>10}  "
             f"{verdict[f.met]}".rstrip()
         )
     judged = [f for f in figures if f.met is not None]
+    lines += [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     lines.append(f"{sum(bool(f.met) for f in judged)} of {len(judged)} bars met")
     return "\n".join(lines)
+
+
+def markdown(figures: list[Figure]) -> str:
+    """The measured figures as a table for the documentation."""
+    lines = ["| test | model | threads | edgellm | peer | figure | bar |", "|---|---|---|---|---|---|---|"]
+    for f in figures:
+        if f.value is None:
+            continue
+        what = f.row.what + ("" if f.row.activations == "16" else f", {f.row.activations}-bit activations")
+        ours = _speed(f.ours) if f.peer else ""
+        peer = f"{_speed(f.peer)} ({f.peer_name})" if f.peer else ""
+        value = _value(f.value, f.row.unit)
+        figure = f"**{value}**" if f.met else value
+        bar = "" if f.row.bar is None else _bar(f.row).replace("<=", "at most").replace(">=", "at least")
+        lines.append(f"| {what} | {f.row.subject} | {f.row.threads} | {ours} | {peer} | {figure} | {bar} |")
+    return "\n".join(lines) + "\n"
 
 
 def _speed(samples: list[float]) -> str:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import EdgeError
-from tools.peers import build, chart, openvino
-from tools.peers.figures import Figure, Samples, check, evaluate, table
+from tools.peers import build, chart, genai
+from tools.peers.figures import Figure, Samples, check, evaluate, markdown, table
 from tools.peers.programs import output, outputs
 from tools.peers.rows import ACTIVATIONS, GROUPS, SUBJECTS, Call, Plan, plan
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a chart to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table for docs/performance.md")
     parser.add_argument(
         "--prefix", default="", metavar="COMMAND", help="start every program with it ('taskset -c 0,1')"
     )
@@ -65,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
         _write(options.json, json.dumps(report(machine, rounds, figures), indent=1) + "\n")
     if options.svg:
         _write(options.svg, chart.bars_reached("edgellm: figures and bars", [f.report() for f in figures]))
+    if options.markdown:
+        _write(options.markdown, markdown(figures))
     print(table(figures))
     if options.check:
         check(figures)
@@ -97,7 +100,7 @@ def report(machine: Mapping[str, Any], rounds: int, figures: list[Figure]) -> di
     """The JSON object."""
     return {
         "machine": machine,
-        "peers": {"llama.cpp": f"{build.PACKAGE} {build.VERSION}", "openvino": openvino.PACKAGES[0]},
+        "peers": {"llama.cpp": f"{build.PACKAGE} {build.VERSION}", "openvino": genai.PACKAGES[0]},
         "rounds": rounds,
         "rows": [f.report() for f in figures],
     }
@@ -168,10 +171,10 @@ class Runner:
         return parse_llama(output(command))
 
     def openvino(self, call: Call) -> dict[str, float]:
-        command = openvino.command(
-            openvino.python(), self.files[call.subject], call.threads, self._repetitions(call)
+        command = genai.command(
+            genai.python(), self.files[call.subject], call.threads, self._repetitions(call)
         )
-        found = openvino.parse(output([*self.prefix, *command]))
+        found = genai.parse(output([*self.prefix, *command]))
         return {test: statistics.median(samples) for test, samples in found.items()}
 
     def _repetitions(self, call: Call) -> int:

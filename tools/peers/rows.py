@@ -125,7 +125,7 @@ def _prefill(activations: Sequence[str], amx: bool) -> list[Row]:
         for prompt in (128, 512):
             test = f"pp{prompt}"
             if not amx:
-                rows.append(Row("prefill", f"{test}, AMX", subject.name, 2, bar=4.0, reason="no AMX here"))
+                rows.append(Row("prefill", f"{test}, AMX", subject.name, 2, bar=4.0, reason="no AMX"))
             for bits in activations:
                 for mode, bar, environment in modes:
                     call = _edgellm(

@@ -15,7 +15,7 @@ from tools.peers.programs import output
 
 VERSION = "2026.4.1.0"
 PACKAGES = (f"openvino-genai=={VERSION}", f"openvino-tokenizers=={VERSION}", "numpy")
-CHILD = Path(__file__).with_name("openvino_child.py")
+CHILD = Path(__file__).with_name("genai_child.py")
 
 
 def python() -> Path:
@@ -32,7 +32,8 @@ def python() -> Path:
 
 
 def command(interpreter: Path, model: Path, threads: int, repetitions: int) -> list[str]:
-    return [str(interpreter), str(CHILD), str(model), str(threads), str(repetitions)]
+    # -I: neither this folder's modules nor PYTHONPATH's may stand in for the environment's own.
+    return [str(interpreter), "-I", str(CHILD), str(model), str(threads), str(repetitions)]
 
 
 def parse(text: str) -> dict[str, list[float]]:

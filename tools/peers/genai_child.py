@@ -1,4 +1,4 @@
-"""Runs inside OpenVINO GenAI's own environment: `python openvino_child.py MODEL THREADS REPETITIONS`.
+"""Runs inside OpenVINO GenAI's own environment: `python genai_child.py MODEL THREADS REPETITIONS`.
 
 Prints one JSON object: test -> tokens per second of every repetition. Prefill is the prompt's tokens over
 the time to the first token; prompts are random and different each time, so that none is found in a cache.
