@@ -59,8 +59,7 @@ def compile_kernel(kernel: str, target: Target) -> bytes:
 def kernel_assembly(kernel: str, target: Target) -> str:
     """The same code as text, to look at."""
     function, fastmath = _function_of(kernel, target)
-    machine, module = _lower(function, symbol_of(kernel), target, fastmath)
-    return machine.emit_assembly(module)
+    return function_assembly(function, symbol_of(kernel), target, fastmath)
 
 
 def _function_of(kernel: str, target: Target) -> tuple[Callable[..., None], bool | set[str]]:
@@ -81,6 +80,14 @@ def compile_function(
     """Object code of a function of four int64 that Numba can compile, under a C symbol, for any target."""
     machine, module = _lower(function, symbol, target, fastmath)
     return machine.emit_object(module)
+
+
+def function_assembly(
+    function: Callable[..., None], symbol: str, target: Target, fastmath: bool | set[str] = False
+) -> str:
+    """The same code as text, to look at."""
+    machine, module = _lower(function, symbol, target, fastmath)
+    return machine.emit_assembly(module)
 
 
 def _lower(

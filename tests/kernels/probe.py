@@ -9,17 +9,17 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.compile import compile_function, link
+from edgellm.kernels.compile import compile_function, function_assembly, link
 from edgellm.kernels.memory import address
 from edgellm.kernels.simd.emit import Emit
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
 from edgellm.kernels.team import call_kernel
 
+EmitBody = Callable[[Emit, Any, Any, Any], None]
 
-def probe(target: Target, emit: Callable[[Emit, Any, Any, Any], None]) -> Callable[..., None]:
-    """f(x, y, out): runs emit(e, x address, y address, out address), compiled for `target`."""
 
+def _kernel(target: Target, emit: EmitBody) -> Callable[..., None]:
     @intrinsic
     def body(tc: Any, x: Any, y: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -32,10 +32,21 @@ def probe(target: Target, emit: Callable[[Emit, Any, Any, Any], None]) -> Callab
         a = i64_at(args)
         body(a[0], a[1], a[2])
 
-    code = link([compile_function(kernel, "probe", target)], target).get_function_address("probe")
+    return kernel
+
+
+def probe_assembly(target: Target, emit: EmitBody) -> str:
+    """Assembly of emit(e, x address, y address, out address) for any target."""
+    return function_assembly(_kernel(target, emit), "probe", target)
+
+
+def probe(target: Target, emit: EmitBody) -> Callable[..., None]:
+    """f(x, y, out): runs emit(e, x address, y address, out address), compiled for `target`."""
+    code = link([compile_function(_kernel(target, emit), "probe", target)], target)
+    function = code.get_function_address("probe")
 
     def call(x: Any, y: Any, out: Any) -> None:
         args = np.array([address(x), address(y), address(out)], np.int64)
-        call_kernel(code, address(args))
+        call_kernel(function, address(args))
 
     return call

@@ -29,10 +29,16 @@ def test_dot4_is_exact_also_at_its_extremes(target: Target, u_max: int) -> None:
 
     call = probe(target, emit)
     rng = np.random.default_rng(u_max)
-    for case in range(40):
+    constant = [(a, b) for a in (0, u_max) for b in (-128, -127, 0, 127)]
+    edges = [u for u in (0, 1, 127, 128, u_max) if u <= u_max]
+    for case in range(80):
         u, s, out = aligned(64, np.uint8), aligned(64, np.int8), aligned(16, np.int32)
-        u[:] = u_max if case < 4 else rng.integers(0, u_max + 1, 64)
-        s[:] = (-128, 127, -127, 0)[case] if case < 4 else rng.integers(-128, 128, 64)
+        if case < len(constant):
+            u[:], s[:] = constant[case]
+        elif case < 40:
+            u[:], s[:] = rng.choice(edges, 64), rng.choice([-128, -127, -1, 0, 1, 127], 64)
+        else:
+            u[:], s[:] = rng.integers(0, u_max + 1, 64), rng.integers(-128, 128, 64)
         out[:] = rng.integers(-1000, 1000, 16)
         expected = out + (u.astype(np.int32) * s).reshape(16, 4).sum(1)
         call(u, s, out)
