@@ -14,7 +14,6 @@ import numpy as np
 from edgellm.kernels.attention_memory import (
     COUNTER,
     MASKED,
-    PLANES,
     SPAN_CHUNKS,
     SPANS,
     STATS,
@@ -22,9 +21,9 @@ from edgellm.kernels.attention_memory import (
     Scratch,
     partial_bytes,
 )
-from edgellm.kernels.attention_products import PROBABILITIES, make_scores, make_values, query_bytes
+from edgellm.kernels.attention_products import make_scores, make_values
 from edgellm.kernels.attention_softmax import make_combine, make_planes, make_softmax
-from edgellm.kernels.kv_layout import CHUNK, KvBlock
+from edgellm.kernels.kv_layout import CHUNK, TILE, KvBlock
 from edgellm.kernels.layout import Attend, Sequence, State, align
 from edgellm.kernels.simd.emit import LANES
 from edgellm.kernels.simd.level import Target
@@ -38,14 +37,15 @@ def build(target: Target, kv: str, group: int, dim: int) -> Callable[..., None]:
     int8 = kv == "int8"
     width = align(dim, LANES)
     scores, values = make_scores(target, kv, group, width), make_values(target, kv, group, width)
-    softmax, combine = make_softmax(target), make_combine(target)
-    query_planes, value_planes = make_planes(target, False), make_planes(target, True)
+    softmax, combine = make_softmax(target, group), make_combine(target)
+    query_planes = make_planes(target, width // LANES, group, scaled=False)
+    value_planes = make_planes(target, CHUNK // LANES, group, scaled=True)
     memory = Scratch(group, width)
     scores_at, planes_at, probabilities_at = memory.scores, memory.query_planes, memory.probabilities
     queries_at, results_at = memory.queries, memory.results
     block = KvBlock(kv, width)
     block_bytes, values_at = block.nbytes, block.values
-    q_bytes, item_bytes = query_bytes(width), partial_bytes(group, width)
+    item_bytes = partial_bytes(group, width)
     sums_at, partial_at = 4 * group * SPANS, 8 * group * SPANS  # in the results of the parts of a sequence
 
     @helper
@@ -59,10 +59,8 @@ def build(target: Target, kv: str, group: int, dim: int) -> Callable[..., None]:
                 q[j] = source[j] * factor
             for j in range(dim, width):
                 q[j] = np.float32(0)
-            if int8:
-                to = scratch + planes_at + g * q_bytes
-                row_at = scratch + queries_at + 4 * g * width
-                query_planes(row_at, width // LANES, 0, to, to + width, to + PLANES * width)
+        if int8:
+            query_planes(scratch + queries_at, 0, scratch + planes_at)
 
     @helper
     def attend_span(a, af, blocks, first, last, position, low, scratch, out):  # type: ignore[no-untyped-def]
@@ -79,16 +77,13 @@ def build(target: Target, kv: str, group: int, dim: int) -> Callable[..., None]:
             here = blocks + c * a[Attend.KV_STRIDE]
             ahead = a[Attend.KV_STRIDE] - values_at if c < position // CHUNK else 0
             begin, end = max(0, low - c * CHUNK), min(CHUNK, position + 1 - c * CHUNK)
-            vectors = (end + LANES - 1) // LANES
-            scores(q, here, vectors, scratch + scores_at)
-            for g in range(group):
-                row = scratch + scores_at + g * 4 * CHUNK
-                softmax(row, vectors, begin, end, af[Attend.SOFTCAP], scratch + g * STATS)
-                if int8:
-                    to = scratch + probabilities_at + g * PROBABILITIES
-                    value_planes(row, vectors, here + 2 * CHUNK, to, to + CHUNK, to + PLANES * CHUNK)
-            p = scratch + (probabilities_at if int8 else scores_at)
-            values(p, here + values_at, end, out, scratch, ahead)
+            rows = scratch + scores_at
+            scores(q, here, (end + TILE - 1) // TILE, rows)
+            softmax(rows, begin, end, af[Attend.SOFTCAP], scratch)
+            if int8:
+                value_planes(rows, here + 2 * CHUNK, scratch + probabilities_at)
+                rows = scratch + probabilities_at
+            values(rows, here + values_at, end, out, scratch, ahead)
 
     @helper
     def total_of(stats):  # type: ignore[no-untyped-def]

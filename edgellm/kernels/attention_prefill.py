@@ -16,6 +16,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from edgellm.kernels.attention_loops import over_columns
 from edgellm.kernels.attention_memory import (
     COUNTER,
     MASKED,
@@ -26,8 +27,7 @@ from edgellm.kernels.attention_memory import (
     SUMS,
     Scratch,
 )
-from edgellm.kernels.attention_products import over_columns
-from edgellm.kernels.attention_softmax import make_softmax
+from edgellm.kernels.attention_softmax import emit_softmax
 from edgellm.kernels.kv_layout import CHUNK, TILE, ZERO_CODE, KvBlock
 from edgellm.kernels.layout import Attend, Sequence, State, align
 from edgellm.kernels.simd.emit import LANES, V16F16, V16F32, V16I32, Emit, const
@@ -150,6 +150,30 @@ def make_scores(target: Target, width: int) -> Any:
     return scores
 
 
+def make_rows_softmax(target: Target, group: int) -> Any:
+    """Intrinsic softmax(scores, row, first, window, cap, stats): of rows `row` to row + ROW_BLOCK - 1, where
+    `group` rows share a token; the first token of all is at position `first` of this chunk. Rows behind
+    the last token see what they like."""
+
+    @intrinsic
+    def softmax(tc: Any, scores: Any, row: Any, first: Any, window: Any, cap: Any, stats: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            e, b = Emit(builder, target), builder
+            scores, row, first, window, cap, stats = values
+            far = b.select(b.icmp_signed("==", window, e.i64(0)), e.i64(1 << 30), window)
+
+            def seen(i: Any) -> tuple[Any, Any]:
+                last = e.offset(first, b.udiv(b.add(row, i), e.i64(group)), 1)
+                return b.sub(last, far), last
+
+            emit_softmax(e, scores, ROW_BLOCK, seen, cap, stats)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4, types.float64, types.int64), codegen
+
+    return softmax
+
+
 def make_values(target: Target, width: int) -> Any:
     """Intrinsic values(p, v, count, out, stats): out[row] = scaling * out[row] + sum over `count` positions
     of p[row] * v, for ROW_BLOCK rows; p (ROW_BLOCK, CHUNK), v and out of `width` columns, float32."""
@@ -193,7 +217,7 @@ def make_values(target: Target, width: int) -> Any:
 def build(target: Target, kv: str, group: int, dim: int) -> Callable[..., None]:
     """The part of attention that serves sequences with several new tokens."""
     width = align(dim, LANES)
-    unpack, softmax = make_unpack(target, kv, width), make_softmax(target)
+    unpack, softmax = make_unpack(target, kv, width), make_rows_softmax(target, group)
     scores, values = make_scores(target, width), make_values(target, width)
     memory = Scratch(group, width)
     scores_at, queries_at, results_at = memory.scores, memory.queries, memory.results
@@ -234,10 +258,7 @@ def build(target: Target, kv: str, group: int, dim: int) -> Callable[..., None]:
         tiles = (count + TILE - 1) // TILE
         q, row, stats = scratch + queries_at + 4 * r * width, scratch + scores_at, scratch + r * STATS
         scores(q, scratch + keys_at, tiles, row)
-        for i in range(ROW_BLOCK):
-            p = first + min((r + i) // group, tokens - 1) - start
-            low = max(0, p - window + 1) if window != 0 else 0
-            softmax(row + i * 4 * CHUNK, tiles, low, p + 1, af[Attend.SOFTCAP], stats + i * STATS)
+        softmax(row, r, first - start, window, af[Attend.SOFTCAP], stats)
         values(row, scratch + values_at, count, scratch + results_at + 4 * r * width, stats)
 
     @helper

@@ -7,46 +7,25 @@ probabilities in two planes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from numba import types
 from numba.extending import intrinsic
 
+from edgellm.kernels.attention_loops import MOST_ROWS, over_columns, over_rows
 from edgellm.kernels.attention_memory import PLANES, SCALING, STATS
 from edgellm.kernels.kv_layout import CHUNK, TILE, KvBlock
 from edgellm.kernels.simd.dot4 import dot4
-from edgellm.kernels.simd.emit import LANES, V16F16, V16F32, V16I32, V64I8, Emit, const
+from edgellm.kernels.simd.emit import V16F16, V16F32, V16I32, V64I8, Emit, const
 from edgellm.kernels.simd.level import Target
 
-MOST_ROWS = 4  # heads whose results are summed at once
+L2 = 2  # where to prefetch to: one core has too few buffers for lines on their way to its nearest cache
 PROBABILITIES = PLANES * CHUNK + 128  # bytes of a row of probabilities in planes, see make_planes
 
 
 def query_bytes(width: int) -> int:
     """Bytes of a query in planes, see make_planes."""
     return PLANES * width + 128
-
-
-def over_rows(e: Emit, group: int, body: Callable[[Any, int, bool], None]) -> None:
-    """body(first row, rows, whether they are the first) for a group of heads, MOST_ROWS or fewer at once."""
-    blocks = -(-group // MOST_ROWS)
-    size, more = divmod(group, blocks)
-    first = size + (more > 0)
-    body(e.i64(0), first, True)
-
-    def repeat(count: int, start: int, rows: int) -> None:
-        def block(i: Any) -> list[Any]:
-            body(e.offset(e.scaled(i, rows), start), rows, False)
-            return []
-
-        if count:
-            e.loop(e.i64(count), [], block)
-
-    big = max(0, more - 1)
-    small = blocks - 1 - big
-    repeat(big, first, size + 1)
-    repeat(small, first + big * (size + 1), size)
 
 
 def _planes(e: Emit, base: Any, width: int) -> tuple[list[Any], Any, Any]:
@@ -68,8 +47,10 @@ def _whole(e: Emit, parts: list[Any], excess: Any) -> Any:
 def _tiles_at_once(target: Target, kv: str, rows: int) -> int:
     """Tiles of keys that are multiplied at once: enough sums to hide latency, within the registers."""
     wide = target.level == "avx512"
-    tiles = {1: 4, 2: 4 if wide else 2}.get(rows, 2 if wide else 1)
-    return max(1, tiles // 2) if kv == "int8" and not wide else tiles
+    tiles = 4 if wide else {1: 4, 2: 2}.get(rows, 1)
+    if kv == "int8":  # two planes have twice the sums
+        return max(1, tiles // 2) if rows > 2 or not wide else tiles
+    return tiles
 
 
 def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
@@ -82,14 +63,13 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
     tile_bytes, ahead = TILE * width * layout.item, layout.values - layout.keys
     q_bytes = query_bytes(width) if kv == "int8" else 4 * width
 
-    def halves(e: Emit, q: list[Any], tiles: list[Any], prefetch: bool) -> list[Any]:
+    def halves(e: Emit, q: list[Any], tiles: list[Any]) -> list[Any]:
         """Products of rows x tiles, tile by tile."""
 
         def pair(i: Any, *sums: Any) -> list[Any]:
             new = list(sums)
-            if prefetch:
-                for at in tiles:
-                    e.prefetch(e.offset(at, e.scaled(i, 64), ahead))
+            for t in range(len(tiles)):
+                e.prefetch(e.offset(tiles[0], ahead, e.scaled(i, 64 * len(tiles)), 64 * t), L2)
             for d in range(2):
                 factors = [e.splat_f32(e.offset(row, e.scaled(i, 8), 4 * d)) for row in q]
                 for t, at in enumerate(tiles):
@@ -101,15 +81,14 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
 
         return e.loop(e.i64(width // 2), [const(V16F32, 0.0)] * (len(tiles) * len(q)), pair)
 
-    def codes(e: Emit, q: list[Any], tiles: list[Any], scales: list[Any], prefetch: bool) -> list[Any]:
+    def codes(e: Emit, q: list[Any], tiles: list[Any], scales: list[Any]) -> list[Any]:
         queries = [_planes(e, row, width) for row in q]
 
         def unit(i: Any, *sums: Any) -> list[Any]:
             new, n = list(sums), 0
             fours = [e.splat_4xi8(e.offset(at, e.scaled(i, 4))) for planes, _, _ in queries for at in planes]
-            for at in tiles:
-                if prefetch:
-                    e.prefetch(e.offset(at, e.scaled(i, 64), ahead))
+            for t, at in enumerate(tiles):
+                e.prefetch(e.offset(tiles[0], ahead, e.scaled(i, 64 * len(tiles)), 64 * t), L2)
                 k = e.load(e.offset(at, e.scaled(i, 64)), V64I8, 64)
                 for four in fours:
                     new[n] = dot4(e, new[n], k, four, 255)
@@ -132,7 +111,7 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
             e = Emit(builder, target)
             q, block, tiles, out = values
 
-            def rows_of(first: Any, rows: int, prefetch: bool) -> None:
+            def rows_of(first: Any, rows: int) -> None:
                 at_once = _tiles_at_once(target, kv, rows)
                 q_rows = [e.offset(q, e.scaled(first, q_bytes), q_bytes * r) for r in range(rows)]
 
@@ -144,9 +123,9 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
                         scales = [
                             e.offset(block, e.scaled(tile, 2 * TILE), 2 * TILE * t) for t in range(at_once)
                         ]
-                        found = codes(e, q_rows, bases, scales, prefetch)
+                        found = codes(e, q_rows, bases, scales)
                     else:
-                        found = halves(e, q_rows, bases, prefetch)
+                        found = halves(e, q_rows, bases)
                     for i, total in enumerate(found):
                         t, r = divmod(i, rows)
                         row = e.offset(out, e.scaled(first, 4 * CHUNK), 4 * CHUNK * r)
@@ -155,26 +134,12 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
 
                 e.loop(builder.udiv(e.offset(tiles, at_once - 1), e.i64(at_once)), [], some)
 
-            over_rows(e, group, rows_of)
+            over_rows(e, group, MOST_ROWS, rows_of)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 4), codegen
 
     return scores
-
-
-def over_columns(e: Emit, width: int, at_once: int, body: Callable[[Any, int], None]) -> None:
-    """body(first vector, vectors) over the head dimension, `at_once` vectors of it at a time."""
-
-    def some(i: Any) -> list[Any]:
-        body(e.scaled(i, at_once), at_once)
-        return []
-
-    whole, rest = divmod(width // LANES, at_once)
-    if whole:
-        e.loop(e.i64(whole), [], some)
-    if rest:
-        body(e.i64(whole * at_once), rest)
 
 
 def make_values(target: Target, kv: str, group: int, width: int) -> Any:
@@ -197,9 +162,8 @@ def make_values(target: Target, kv: str, group: int, width: int) -> Any:
 
         def position(n: Any, *sums: Any) -> list[Any]:
             base = e.offset(v, e.scaled(n, 2 * width))
-            if ahead is not None:
-                for line in range(0, 32 * vectors, 64):
-                    e.prefetch(e.offset(base, ahead, line))
+            for line in range(0, 32 * vectors, 64):
+                e.prefetch(e.offset(base, ahead, line), L2)
             weights = [e.splat_f32(e.offset(row, e.scaled(n, 4))) for row in p]
             new = list(sums)
             for c in range(vectors):
@@ -219,8 +183,7 @@ def make_values(target: Target, kv: str, group: int, width: int) -> Any:
             new, i = list(sums), 0
             weights = [e.splat_4xi8(e.offset(at, e.scaled(n, 4))) for planes, _, _ in found for at in planes]
             for c in range(vectors):
-                if ahead is not None:
-                    e.prefetch(e.offset(base, ahead, 64 * c))
+                e.prefetch(e.offset(base, ahead, 64 * c), L2)
                 value = e.load(e.offset(base, 64 * c), V64I8, 64)
                 for weight in weights:
                     new[i] = dot4(e, new[i], value, weight, 255)
@@ -243,7 +206,7 @@ def make_values(target: Target, kv: str, group: int, width: int) -> Any:
             e = Emit(builder, target)
             p, v, count, out, stats, ahead = values
 
-            def rows_of(first: Any, rows: int, prefetch: bool) -> None:
+            def rows_of(first: Any, rows: int) -> None:
                 p_rows = [e.offset(p, e.scaled(first, p_bytes), p_bytes * r) for r in range(rows)]
 
                 def some(column: Any, vectors: int) -> None:
@@ -258,13 +221,13 @@ def make_values(target: Target, kv: str, group: int, width: int) -> Any:
                     # 16 float16 of a position, or 16 codes of four.
                     at = e.offset(v, e.scaled(column, 32 if item == 2 else 64))
                     how = codes if kv == "int8" else halves
-                    found = how(e, p_rows, at, count, ahead if prefetch else None, start)
+                    found = how(e, p_rows, at, count, ahead, start)
                     for value, to in zip(found, outs, strict=True):
                         e.store(value, to, 64)
 
                 over_columns(e, width, vectors_at_once(rows), some)
 
-            over_rows(e, group, rows_of)
+            over_rows(e, group, MOST_ROWS, rows_of)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), codegen
