@@ -187,12 +187,14 @@ def load(
     executor: str = "native",
     threads: int | None = None,
     context: int | None = None,
+    kv: str = "fp16",
     progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a model and get it ready; a catalogue model that is not here yet is pulled.
 
     name_or_path: catalogue name, .gguf file or Hugging Face folder (default: the catalogue's first).
-    threads: by default the physical cores available. context: tokens that a session holds.
+    threads: by default the physical cores available. context: tokens that a session holds. kv: what keys
+    and values are kept in, "fp16" or "int8", which takes half the memory and rounds more.
     progress: told what the native executor is compiling. Raises EdgeError with one sentence.
     """
     from edgellm.formats.checkpoint import open_checkpoint
@@ -208,7 +210,7 @@ def load(
     program = build_program(checkpoint, context)
     with ThreadPoolExecutor(1) as beside:  # packing weights mostly waits for memory, a vocabulary for Python
         pending = beside.submit(load_tokenizer, checkpoint)
-        runner = make_executor(executor, program, checkpoint, threads, progress)
+        runner = make_executor(executor, program, checkpoint, threads, progress, kv)
         try:
             tokenizer = pending.result()
         except EdgeError:
@@ -245,14 +247,17 @@ def make_executor(
     checkpoint: Checkpoint,
     threads: int,
     progress: Callable[..., None] | None = None,
+    kv: str = "fp16",
 ) -> Executor:
-    """The executor of that name. Raises EdgeError for an unknown one."""
+    """The executor of that name. Raises EdgeError for an unknown one, or a KV cache that it has not."""
     if name == "reference":
         from edgellm.executors.reference import ReferenceExecutor
 
+        if kv != "fp16":
+            raise EdgeError(f"The reference executor has no KV cache in {kv}; use the native one.")
         return ReferenceExecutor(program, checkpoint)
     if name == "native":
         from edgellm.executors.native import NativeExecutor
 
-        return NativeExecutor(program, checkpoint, threads=threads, progress=progress)
+        return NativeExecutor(program, checkpoint, threads=threads, progress=progress, kv=kv)
     raise EdgeError(f"There is no executor {name!r}; choose {' or '.join(EXECUTORS)}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgellm.cli import options
-from edgellm.cli.options import ExecutorName
+from edgellm.cli.options import ExecutorName, KvName
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def bench(
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Samples of each test.")] = 5,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
+    kv: options.Kv = KvName.fp16,
     json: options.Json = False,
 ) -> None:
     """Measure prefill (pp) and decode (tg) of MODEL in tokens per second, as llama-bench does.
@@ -56,7 +57,7 @@ def bench(
     if prompt == generate == 0:
         raise EdgeError("There is nothing to measure: give -p or -n a number above 0.")
     context = depth + max(prompt, generate)
-    with load_model(model, executor=executor.value, threads=threads, context=context) as loaded:
+    with load_model(model, executor=executor.value, threads=threads, context=context, kv=kv.value) as loaded:
         results, kv_bytes = measure(
             loaded,
             prompt=prompt,
@@ -65,7 +66,7 @@ def bench(
             repetitions=repetitions,
             sequences=sequences,
         )
-        found = report(model, loaded, results, kv_bytes)
+        found = report(model, loaded, results, kv_bytes) | {"kv": kv.value}
         if ops or json:
             found |= roofline(loaded, prompt=prompt, generate=generate, depth=depth, stream=_stream(found))
     if json:

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    name: str | None, *, executor: str, threads: int | None = None, context: int | None = None
+    name: str | None,
+    *,
+    executor: str,
+    threads: int | None = None,
+    context: int | None = None,
+    kv: str = "fp16",
 ) -> Model:
     """edgellm.load for the command line; what takes long is told on standard error."""
     from edgellm.model import load
@@ -23,7 +28,7 @@ def load_model(
     log = logging.getLogger("edgellm")
     log.addHandler(notes)
     try:
-        return load(name, executor=executor, threads=threads, context=context, progress=progress)
+        return load(name, executor=executor, threads=threads, context=context, kv=kv, progress=progress)
     finally:
         log.removeHandler(notes)
         progress.clear()

@@ -15,6 +15,13 @@ class ExecutorName(str, Enum):
     reference = "reference"
 
 
+class KvName(str, Enum):
+    """What the KV cache holds numbers in."""
+
+    fp16 = "fp16"
+    int8 = "int8"
+
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A catalogue name, a .gguf file or a Hugging Face folder.")
 ]
@@ -27,6 +34,10 @@ Ctx = Annotated[
     typer.Option("--ctx", "-c", min=1, help="Tokens of context [default: the model's, at most 8192]."),
 ]
 Executor = Annotated[ExecutorName, typer.Option("--executor", help="Who runs the model.")]
+Kv = Annotated[
+    KvName,
+    typer.Option("--kv", help="Keep keys and values in float16, or in int8: half the memory, rounded."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Tell on standard error which paths were taken, and timings.")

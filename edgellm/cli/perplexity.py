@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgellm.cli import options
-from edgellm.cli.options import ExecutorName
+from edgellm.cli.options import ExecutorName, KvName
 from edgellm.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -26,48 +27,62 @@ def perplexity(
     ] = None,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
+    kv: options.Kv = KvName.fp16,
     json: options.Json = False,
 ) -> None:
     """Measure the perplexity of MODEL on the text FILE, by llama-perplexity's method.
 
-    The text is cut into chunks of --ctx tokens; the second half of each is scored.
+    The text is cut into chunks of --ctx tokens; the second half of each is scored. With --kv int8 it is
+    measured with a KV cache in float16 too, and the two are compared.
 
     \b
-    Example:
+    Examples:
       edgellm perplexity smollm2 book.txt --ctx 512
+      edgellm perplexity smollm2 book.txt --kv int8
     """
-    from edgellm.cli.loading import load_model
     from edgellm.cli.output import print_json, read_text
-    from edgellm.perplexity import chunk_count, estimates
 
     text = read_text(file).removesuffix("\n")  # llama-perplexity drops one newline at the end
-    with load_model(model, executor=executor.value, threads=threads, context=ctx) as loaded:
+
+    def measure(kind: str) -> tuple[Estimate, int]:
+        found, used = _measure(model, text, ctx, chunks, executor=executor.value, threads=threads, kv=kind)
+        if not math.isfinite(found.perplexity):
+            raise CheckFailed(f"{model}: the model's logits on {file} are not finite numbers.")
+        return found, used
+
+    result, used = measure(kv.value)
+    plain = measure("fp16")[0] if kv != KvName.fp16 else None
+    if json:
+        about = {"ctx": ctx, "model": model, "executor": executor.value, "kv": kv.value, "threads": used}
+        against = {} if plain is None else {"fp16": asdict(plain), "ratio": _ratio(result, plain)}
+        print_json({**asdict(result), **about, **against})
+        return
+    scored = f"({result.tokens} tokens in {result.chunks} chunks of {ctx})"
+    print(f"perplexity {result.perplexity:.4f} +/- {result.stderr:.5f} {scored}")
+    if plain is not None:
+        print(
+            f"with the KV cache in fp16 {plain.perplexity:.4f} +/- {plain.stderr:.5f}: "
+            f"{kv.value} changes it by {_ratio(result, plain) - 1:+.3%}"
+        )
+
+
+def _ratio(result: Estimate, plain: Estimate) -> float:
+    return result.perplexity / plain.perplexity
+
+
+def _measure(
+    model: str, text: str, ctx: int, chunks: int | None, *, executor: str, threads: int | None, kv: str
+) -> tuple[Estimate, int]:
+    """The estimate, and the threads that it was made with."""
+    from edgellm.cli.loading import load_model
+    from edgellm.perplexity import chunk_count, estimates
+
+    with load_model(model, executor=executor, threads=threads, context=ctx, kv=kv) as loaded:
         tokenizer = loaded.tokenizer
         tokens = tokenizer.encode(text, special=False)
         count = min(chunk_count(tokens, ctx), chunks or len(tokens))
         bos = tokenizer.bos_id if tokenizer.add_bos else None
-        running = estimates(loaded.new_session(), tokens, ctx, bos, count)
-        result = _last(running, count)
-    if not math.isfinite(result.perplexity):
-        raise CheckFailed(f"{model}: the model's logits on {file} are not finite numbers.")
-    if json:
-        print_json(
-            {
-                "perplexity": result.perplexity,
-                "stderr": result.stderr,
-                "tokens": result.tokens,
-                "chunks": result.chunks,
-                "ctx": ctx,
-                "model": model,
-                "executor": executor.value,
-                "threads": loaded.threads,
-            }
-        )
-    else:
-        print(
-            f"perplexity {result.perplexity:.4f} +/- {result.stderr:.5f} "
-            f"({result.tokens} tokens in {result.chunks} chunks of {ctx})"
-        )
+        return _last(estimates(loaded.new_session(), tokens, ctx, bos, count), count), loaded.threads
 
 
 def _last(running: Iterator[Estimate], count: int) -> Estimate:

@@ -10,7 +10,7 @@ import typer
 
 from edgellm.cli import options
 from edgellm.cli.interrupt import cancelling
-from edgellm.cli.options import ExecutorName
+from edgellm.cli.options import ExecutorName, KvName
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(
     threads: options.Threads = None,
     ctx: options.Ctx = None,
     executor: options.Executor = ExecutorName.native,
+    kv: options.Kv = KvName.fp16,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -83,7 +84,7 @@ def run(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
     )
-    with load_model(model, executor=executor.value, threads=threads, context=ctx) as loaded:
+    with load_model(model, executor=executor.value, threads=threads, context=ctx, kv=kv.value) as loaded:
         chat = loaded.has_chat_template and not raw
         if system and not chat:
             raise EdgeError(
@@ -100,6 +101,7 @@ def run(
         about = {
             "model": model_label(model),
             "executor": executor.value,
+            "kv": kv.value,
             "threads": loaded.threads,
             "seed": how["seed"],
         }

@@ -37,7 +37,10 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
 # The record that describes one step: TOKENS rows, which belong to one or several sequences.
 #   POSITIONS, IDS  addresses of TOKENS int64: each row's position in its sequence, and its token
 #   SEQUENCES       how many Sequence records SEQUENCE_TABLE points at, in the order of their rows
-#   SCRATCH         address of attention scratch, SCRATCH_BYTES for each thread
+#   SCRATCH         address of attention's scratch memory, SCRATCH_BYTES for each thread
+#   COUNTERS        address of attention's counters: two for all threads, 64 bytes each, then 64 bytes for
+#                   each KV head of each sequence; all 0 between steps
+#   PARTIALS        address of the partial results of attention that threads share
 #   ZERO            address of 128 zero bytes
 #   BARRIER         address of the barrier's two counters, see waiting.make_barrier
 #   TAIL            address of the State for the instructions from Step.TAIL on, whose rows are those that
@@ -45,11 +48,11 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
 #   WANTED          in a tail's State, address of TOKENS int64: its rows' numbers before, ascending
 State = slots(
     "State",
-    "TOKENS POSITIONS IDS SEQUENCES SEQUENCE_TABLE SCRATCH SCRATCH_BYTES ZERO BARRIER TAIL WANTED",
+    "TOKENS POSITIONS IDS SEQUENCES SEQUENCE_TABLE SCRATCH SCRATCH_BYTES COUNTERS PARTIALS ZERO BARRIER "
+    "TAIL WANTED",
 )
-# ROWS rows from FIRST_ROW on, the first of them at POSITION; KV: address of the sequence's KV cache, for
-# CONTEXT positions (a multiple of 16).
-Sequence = slots("Sequence", "FIRST_ROW ROWS POSITION KV CONTEXT")
+# ROWS rows from FIRST_ROW on, the first of them at POSITION; KV: address of the sequence's KV cache.
+Sequence = slots("Sequence", "FIRST_ROW ROWS POSITION KV")
 
 # The argument records of the kernels. X, ACT, INPUT, OUT and the like are addresses, *_STRIDE bytes from one
 # token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
@@ -80,10 +83,10 @@ Embed = slots(
     "Embed",
     "WEIGHT TILE_STRIDE COUNT CHUNK INPUTS ZERO_SHIFT OUT OUT_STRIDE FACTOR POSITIONS SHIFT",
 )
-# KV_BEFORE: bytes that one position takes in the slots before this one; regions scale with CONTEXT.
-Append = slots("Append", "K V K_STRIDE V_STRIDE KV_HEADS HEAD_DIM KV_BEFORE")
+# KV_BEFORE: bytes of the slots before this one in a chunk of the KV cache; KV_STRIDE: bytes of a chunk.
+Append = slots("Append", "K V K_STRIDE V_STRIDE KV_HEADS KV_BEFORE KV_STRIDE")
 # SCALE and SOFTCAP are float64; WINDOW and SOFTCAP are 0 where there is none.
-Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE HEADS KV_HEADS HEAD_DIM KV_BEFORE SCALE WINDOW SOFTCAP")
+Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE KV_HEADS KV_BEFORE KV_STRIDE SCALE WINDOW SOFTCAP")
 # SOURCE: N rows of K weights as in the file. SCRATCH: pack_scratch_bytes of zeros for each thread that calls.
 # FACTOR, a float64: every weight counts times it (quantised types only).
 Pack = slots("Pack", "SOURCE SOURCE_STRIDE N K WEIGHT TILE_STRIDE TILES SCRATCH FACTOR")
@@ -103,16 +106,10 @@ Multiply = slots("Multiply", "ADDRESS TURNS OUT")
 
 ROW_SCALES = 4 * ROWS  # bytes at the head of a quantised tile
 SCALE_LINE = 64  # bytes of scales in front of the codes of a group
-QUERIES = 4  # queries of one head that share each read of the KV cache, in prefill
 
 
 def align(n: int, to: int = 64) -> int:
     return -(-n // to) * to
-
-
-def scratch_bytes(context: int, head_dim: int) -> int:
-    """Of one thread in attention: QUERIES rows of scores, 64 bytes for their sums, and the results."""
-    return QUERIES * 4 * context + 64 + QUERIES * 4 * align(head_dim, ROWS)
 
 
 @dataclass(frozen=True)

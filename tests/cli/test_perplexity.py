@@ -42,6 +42,22 @@ def test_it_is_what_the_definition_says(json_of, tiny, text, executor):
     assert found["stderr"] == pytest.approx(error, rel=1e-5 if executor == "reference" else 1e-2)
 
 
+def test_a_kv_cache_in_int8_is_compared_with_float16(json_of, edgellm, tiny, text):
+    found = json_of("perplexity", tiny, text, "--ctx", "50", "--kv", "int8")
+    plain = json_of("perplexity", tiny, text, "--ctx", "50")
+    assert found["kv"] == "int8"
+    assert found["fp16"]["perplexity"] == plain["perplexity"] != found["perplexity"]
+    assert found["ratio"] == found["perplexity"] / plain["perplexity"] == pytest.approx(1, abs=0.02)
+    lines = edgellm("perplexity", tiny, text, "--ctx", "50", "--kv", "int8").stdout.splitlines()
+    assert lines[0].startswith(f"perplexity {found['perplexity']:.4f}")
+    assert lines[1].startswith(f"with the KV cache in fp16 {plain['perplexity']:.4f}")
+
+
+def test_the_reference_executor_has_no_int8_cache(edgellm, sentence, tiny, text):
+    process = edgellm("perplexity", tiny, text, "--ctx", "50", "--kv", "int8", "--executor", "reference")
+    assert "no KV cache in int8; use the native one" in sentence(process)
+
+
 def test_chunks_limits_what_is_scored(json_of, tiny, text):
     found = json_of("perplexity", tiny, text, "--ctx", "50", "--chunks", "1", "--executor", "reference")
     assert (found["tokens"], found["chunks"]) == (24, 1)

@@ -129,7 +129,7 @@ def test_positions_that_rows_see_are_counted_one_by_one(window: int, position: i
     [
         ("norm", "norm"),
         ("elementwise/function=silu", "silu"),
-        ("attention/part=append", "append"),
+        ("attention/part=append,kv=fp16,dim=64", "append"),
         ("rope/style=half", "rope"),
         ("quantize/planes=2", "quantize"),
     ],

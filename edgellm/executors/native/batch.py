@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.kernels import layout
-from edgellm.kernels.layout import State, record
-from edgellm.kernels.memory import address, aligned
+from edgellm.kernels.attention_memory import COUNTER, Scratch, partial_bytes
+from edgellm.kernels.layout import State, align, record
+from edgellm.kernels.memory import address, aligned, reserve
+from edgellm.program import ops
+from edgellm.program.program import Program
 
 if TYPE_CHECKING:
     from edgellm.executors.native.session import NativeSession
@@ -63,11 +66,6 @@ class Batch:
         self._tail = record(State, **tables)
         self._state = record(State, TAIL=address(self._tail), **tables)
 
-    def set(self, **values: int) -> None:
-        """Slots of State, for all steps from now on."""
-        for name, value in values.items():
-            self._state[getattr(State, name)] = self._tail[getattr(State, name)] = value
-
     def fill(self, pieces: Sequence[Piece], all_logits: bool) -> tuple[int, int]:
         """Describe a step. Logits are wanted of each sequence's last token, or of all.
 
@@ -81,7 +79,7 @@ class Batch:
             self._positions[rows] = np.arange(piece.position, piece.position + count)
             sequence[:] = record(
                 layout.Sequence, FIRST_ROW=first, ROWS=count, POSITION=piece.position,
-                KV=piece.session.kv_address, CONTEXT=piece.session.kv_positions,
+                KV=piece.session.kv_address,
             )  # fmt: skip
             first += count
             new = count if all_logits else int(piece.last)
@@ -90,3 +88,22 @@ class Batch:
         self._state[State.TOKENS], self._state[State.SEQUENCES] = first, len(pieces)
         self._tail[State.TOKENS] = wanted
         return address(self._state), wanted
+
+
+class AttentionMemory:
+    """What attention works in, for steps of up to `rows` rows. A virtual reservation: only what it uses
+    becomes memory."""
+
+    def __init__(self, program: Program, rows: int, threads: int):
+        each = counters = partials = 0
+        for op in program.ops:
+            if isinstance(op, ops.Attend):
+                group, width = op.heads // op.kv_heads, align(op.head_dim, 16)
+                each = max(each, Scratch(group, width).nbytes)
+                counters = max(counters, (2 + rows * op.kv_heads) * COUNTER)
+                partials = max(partials, rows * op.kv_heads * partial_bytes(group, width))
+        what = "attention's scratch memory"
+        self._areas = [reserve(n, huge_pages=False, what=what) for n in (each * threads, counters, partials)]
+        names = ("SCRATCH", "COUNTERS", "PARTIALS")
+        self.slots = {name: address(area) for name, area in zip(names, self._areas, strict=True)}
+        self.slots["SCRATCH_BYTES"] = each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edgellm.kernels.layout import align
+from edgellm.kernels.kv_layout import CHUNK, KvBlock
 from edgellm.program import ops
 
 
@@ -31,7 +31,8 @@ class Cost:
 def kernel_label(kernel: str) -> str:
     """The label of an instruction that is known by its kernel: "elementwise/function=add" -> "add"."""
     name, _, parameters = kernel.partition("/")
-    return parameters.partition("=")[2] if name in ("elementwise", "attention") else name
+    first = parameters.partition(",")[0]
+    return first.partition("=")[2] if name in ("elementwise", "attention") else name
 
 
 def weight_label(weight: ops.Weight) -> str:
@@ -47,9 +48,9 @@ def linear_cost(weight: ops.Weight, nbytes: int, macs: int, planes: int) -> Cost
     return Cost(weight_label(weight), weight_bytes=nbytes, float_macs=macs)
 
 
-def attend_cost(op: ops.Attend) -> Cost:
-    """Keys and values are float16, head dimensions padded to 16."""
+def attend_cost(op: ops.Attend, kv: str) -> Cost:
+    """Of attention over a KV cache of kind `kv`."""
+    each = KvBlock.of(kv, op.head_dim).nbytes // CHUNK
     return Cost(
-        "attend", kv_bytes=4 * op.kv_heads * align(op.head_dim, 16), kv_macs=2 * op.heads * op.head_dim,
-        window=op.window or 0,
-    )  # fmt: skip
+        "attend", kv_bytes=op.kv_heads * each, kv_macs=2 * op.heads * op.head_dim, window=op.window or 0
+    )

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
-from edgellm.executors.native.batch import Batch, steps
+from edgellm.executors.native.batch import AttentionMemory, Batch, steps
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.lower import Lowering
 from edgellm.executors.native.packing import form_of
@@ -21,6 +21,7 @@ from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels import team
 from edgellm.kernels.compile import load_kernels
+from edgellm.kernels.kv_layout import KINDS
 from edgellm.kernels.layout import (
     GROUP,
     Instruction,
@@ -29,7 +30,6 @@ from edgellm.kernels.layout import (
     TileLayout,
     align,
     record,
-    scratch_bytes,
 )
 from edgellm.kernels.memory import address, aligned, reserve
 from edgellm.kernels.simd.level import Target, host_target
@@ -46,8 +46,8 @@ class NativeExecutor(Executor):
     """Runs a Program on this machine's CPU.
 
     threads: size of the team. activation_planes: 2 quantises activations to 16 bits, as two planes of
-    int8; 1 to int8, which is faster in prefill and loses accuracy. progress(stage, done, total) reports
-    "compiling" and "packing".
+    int8; 1 to int8, which is faster in prefill and loses accuracy. kv: what sessions keep keys and values
+    in, "fp16" or "int8". progress(stage, done, total) reports "compiling" and "packing".
     """
 
     name = "native"
@@ -60,10 +60,13 @@ class NativeExecutor(Executor):
         progress: Progress | None = None,
         target: Target | None = None,
         activation_planes: int = ACTIVATION_PLANES,
+        kv: str = "fp16",
     ):
         if threads < 1:
             raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
-        self.program, self.threads = program, threads
+        if kv not in KINDS:
+            raise EdgeError(f"There is no KV cache of kind {kv!r}; choose one of: {', '.join(KINDS)}.")
+        self.program, self.threads, self.kv = program, threads, kv
         self.target = target or host_target()
         self._store = WeightStore(checkpoint, *_weights(program))
         self._workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
@@ -73,7 +76,7 @@ class NativeExecutor(Executor):
         def report(stage: str) -> Callable[[int, int], None] | None:
             return partial(progress, stage) if progress else None
 
-        self._lowered = Lowering(program, self._store, self._workspace, activation_planes).result
+        self._lowered = Lowering(program, self._store, self._workspace, activation_planes, kv).result
         names = [i.kernel for i in self._lowered.instructions]
         wanted = [*names, "step", *team.KERNELS, *self._store.kernels]
         kernels = load_kernels(wanted, self.target, report("compiling"))
@@ -86,8 +89,10 @@ class NativeExecutor(Executor):
         self._step = record(Step, COUNT=len(names), TABLE=address(self._table), TAIL=self._lowered.tail)
         self._barrier = aligned(16, np.int64)
         self._zero = aligned(32, np.float32)
-        self._batch = Batch(CHUNK, ZERO=address(self._zero), BARRIER=address(self._barrier))
-        self._scratch_context = 0
+        self._attention = AttentionMemory(program, CHUNK, threads)
+        self._batch = Batch(
+            CHUNK, ZERO=address(self._zero), BARRIER=address(self._barrier), **self._attention.slots
+        )
         self._profiler: Profiler | None = None
         self._rope_tables: list[np.ndarray] = []
         self._rope_filled = 0
@@ -109,7 +114,6 @@ class NativeExecutor(Executor):
     def new_session(self, context: int) -> NativeSession:
         with self.lock:  # a running session reads the tables that may have to grow
             self._reserve_rope(context)
-            self._reserve_scratch(context)
         return NativeSession(self, context)
 
     def close(self) -> None:
@@ -155,16 +159,6 @@ class NativeExecutor(Executor):
     def _forward_batch(self, sessions: Sequence[Session], ids: Sequence[np.ndarray]) -> np.ndarray:
         own = cast("Sequence[NativeSession]", sessions)
         return self.run(list(zip(own, ids, strict=True)), all_logits=False)
-
-    def _reserve_scratch(self, context: int) -> None:
-        """Attention's memory for `context` positions."""
-        padded = align(context, 16)
-        if padded > self._scratch_context:
-            head_dim = max((slot.head_dim for slot in self.program.kv_slots), default=16)
-            each = align(scratch_bytes(padded, head_dim))
-            self._scratch = reserve(each * self.threads, huge_pages=False, what="attention scores")
-            self._batch.set(SCRATCH=address(self._scratch), SCRATCH_BYTES=each)
-            self._scratch_context = padded
 
     def _reserve_rope(self, context: int) -> None:
         """Tables of cosines and sines for `context` positions; they are filled as positions come up."""

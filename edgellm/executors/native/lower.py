@@ -18,6 +18,7 @@ from edgellm.executors.native.cost import Cost, attend_cost, kernel_label, linea
 from edgellm.executors.native.packing import kernel_form
 from edgellm.executors.native.weights import WeightStore
 from edgellm.kernels import layout
+from edgellm.kernels.kv_layout import KvBlock
 from edgellm.kernels.layout import ActLayout, TileLayout, align, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.program import access, ops
@@ -48,10 +49,9 @@ class Lowered:
     tail: int = 0  # number of the first instruction that runs for the rows that logits are wanted of
 
 
-def kv_bytes_before(program: Program) -> list[int]:
-    """Bytes of one position in the slots before each slot, and last of one position in all of them:
-    float16 keys and values, head dimensions padded to 16."""
-    each = (4 * slot.kv_heads * align(slot.head_dim, 16) for slot in program.kv_slots)
+def kv_bytes_before(program: Program, kv: str) -> list[int]:
+    """Bytes of the slots before each slot in a chunk of the KV cache, and last of a whole chunk."""
+    each = (slot.kv_heads * KvBlock.of(kv, slot.head_dim).nbytes for slot in program.kv_slots)
     return list(accumulate(each, initial=0))
 
 
@@ -90,6 +90,7 @@ class Lowering:
         store: WeightStore,
         workspace: Workspace,
         planes: int,
+        kv: str,
     ):
         self.result = Lowered()
         self._planes = planes
@@ -98,7 +99,8 @@ class Lowering:
         self._hazards = Hazards()
         # width -> buffer whose content the activation row holds, and the zero point of its sums
         self._quantized: dict[int, tuple[str, int | None]] = {}
-        self._kv_before = kv_bytes_before(program)
+        self._kv = kv
+        self._kv_before = kv_bytes_before(program, kv)
         handlers: dict[type, Callable] = {
             ops.Embed: self._embed, ops.Norm: self._norm, ops.Rope: self._rope, ops.KvAppend: self._append,
             ops.Attend: self._attend, ops.Add: self._add, ops.Scale: self._scale, ops.Softcap: self._softcap,
@@ -226,22 +228,25 @@ class Lowering:
 
     def _append(self, op: ops.KvAppend) -> None:
         k, v = self._space[op.k], self._space[op.v]
+        kernel = f"attention/part=append,kv={self._kv},dim={op.head_dim}"
         self._emit(
-            "attention/part=append", "Append", reads=[k, v], writes=[f"kv{op.slot}"],
+            kernel, "Append", reads=[k, v], writes=[f"kv{op.slot}"],
             K=k.address, V=v.address, K_STRIDE=k.stride, V_STRIDE=v.stride, KV_HEADS=op.kv_heads,
-            HEAD_DIM=op.head_dim, KV_BEFORE=self._kv_before[op.slot],
+            KV_BEFORE=self._kv_before[op.slot], KV_STRIDE=self._kv_before[-1],
         )  # fmt: skip
 
     def _attend(self, op: ops.Attend) -> None:
         q = self._space[op.q]
         out = self._write(op.out, op.heads * op.head_dim)
+        group = op.heads // op.kv_heads
+        kernel = f"attention/part=attend,kv={self._kv},dim={op.head_dim},group={group}"
         self._emit(
-            "attention/part=attend", "Attend", reads=[q, f"kv{op.slot}"], writes=[out],
-            Q=q.address, Q_STRIDE=q.stride, OUT=out.address, OUT_STRIDE=out.stride, HEADS=op.heads,
-            KV_HEADS=op.kv_heads, HEAD_DIM=op.head_dim, KV_BEFORE=self._kv_before[op.slot],
+            kernel, "Attend", reads=[q, f"kv{op.slot}"], writes=[out],
+            Q=q.address, Q_STRIDE=q.stride, OUT=out.address, OUT_STRIDE=out.stride, KV_HEADS=op.kv_heads,
+            KV_BEFORE=self._kv_before[op.slot], KV_STRIDE=self._kv_before[-1],
             SCALE=float(op.scale), WINDOW=op.window or 0, SOFTCAP=float(op.softcap or 0.0),
         )  # fmt: skip
-        self.result.instructions[-1].cost = attend_cost(op)
+        self.result.instructions[-1].cost = attend_cost(op, self._kv)
 
     def _add(self, op: ops.Add) -> None:
         self._elementwise("add", op.x, op.y, op.out)

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgellm.executors.base import Session
 from edgellm.executors.native.lower import kv_bytes_before
-from edgellm.kernels.layout import align
+from edgellm.kernels.kv_layout import CHUNK
 from edgellm.kernels.memory import address, reserve
 
 if TYPE_CHECKING:
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class NativeSession(Session):
-    """One sequence of the native executor, its KV cache a virtual reservation for the whole context."""
+    """One sequence of the native executor. Its KV cache is a virtual reservation for the whole context; it
+    takes memory as positions fill it."""
 
     def __init__(self, executor: NativeExecutor, context: int):
         super().__init__(context, executor.program.vocab_size, executor)
         self._native = executor
-        self.kv_positions = align(context, 16)
-        self._per_position = kv_bytes_before(executor.program)[-1]
-        nbytes = self.kv_positions * self._per_position + 64
-        self._cache = reserve(nbytes, huge_pages=False, what="the KV cache")
+        chunk = kv_bytes_before(executor.program, executor.kv)[-1]
+        self._per_position = chunk // CHUNK
+        self._cache = reserve(-(-context // CHUNK) * chunk, huge_pages=True, what="the KV cache")
 
     @property
     def kv_address(self) -> int:

@@ -90,6 +90,15 @@ class Emit:
         y = ir.Constant(x.type, ir.Undefined) if y is None else y
         return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(mask)), list(mask)))
 
+    def reduce_all(self, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        """As reduce, the result in all lanes."""
+        n = x.type.count
+        step = n // 2
+        while step:
+            x = combine(x, self.shuffle(x, [i ^ step for i in range(n)]))
+            step //= 2
+        return x
+
     def reduce(self, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
         """Combine all lanes of x pairwise into a scalar, always in the same order."""
         n = x.type.count
@@ -166,10 +175,12 @@ class Emit:
         magic = const(x.type, 12582912.0)  # 1.5 * 2^23: adding it leaves no room for a fraction
         return self.b.fsub(self.b.fadd(x, magic), magic)
 
-    def prefetch(self, addr: Any) -> None:
+    def prefetch(self, addr: Any, locality: int = 3) -> None:
+        """Begin to read the cache line at addr; locality 3: into the nearest cache, 2: into the next one,
+        which can wait for more lines at a time."""
         fn = self.intrinsic("llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
-        args = [self.b.inttoptr(addr, PTR), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
-        self.b.call(fn, args)
+        args = [ir.Constant(I32, n) for n in (0, locality, 1)]
+        self.b.call(fn, [self.b.inttoptr(addr, PTR), *args])
 
     def loop(self, count: Any, state: Sequence[Any], body: Callable[..., Sequence[Any]]) -> list[Any]:
         """for i in range(count): state = body(i, *state). Returns the last state; count may be 0."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import alloca_once
@@ -11,6 +13,14 @@ from numba.extending import intrinsic
 
 from edgellm.kernels.simd.emit import F32, I32, I64, PTR, V16F16, Emit
 from edgellm.kernels.simd.level import Target
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """A function that kernels call. Numba compiles it once, where inline="always" would copy its code and
+    infer its types at every call; LLVM inlines it as it sees fit."""
+    return numba.njit(_nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")(
+        function
+    )
 
 
 def _pointer_to(element: types.Type) -> Any:
