@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgellm.text.tokenizer import Tokenizer
 
 EXECUTORS = ("native", "reference")
+ACTIVATION_PLANES = {"int16": 2, "int8": 1}  # docs/decisions/0002
 DEFAULT_CONTEXT = 8192  # tokens, where the model can hold as many; the KV cache is paged in as it fills
 
 
@@ -188,6 +189,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     kv: str = "fp16",
+    activations: str = "int16",
     progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a model and get it ready; a catalogue model that is not here yet is pulled.
@@ -195,6 +197,8 @@ def load(
     name_or_path: catalogue name, .gguf file or Hugging Face folder (default: the catalogue's first).
     threads: by default the physical cores available. context: tokens that a session holds. kv: what keys
     and values are kept in, "fp16" or "int8", which takes half the memory and rounds more.
+    activations: what the inputs of quantised weights are rounded to, "int16" or "int8", which makes prefill
+    faster and is less exact.
     progress: told what the native executor is compiling. Raises EdgeError with one sentence.
     """
     from edgellm.formats.checkpoint import open_checkpoint
@@ -210,7 +214,7 @@ def load(
     program = build_program(checkpoint, context)
     with ThreadPoolExecutor(1) as beside:  # packing weights mostly waits for memory, a vocabulary for Python
         pending = beside.submit(load_tokenizer, checkpoint)
-        runner = make_executor(executor, program, checkpoint, threads, progress, kv)
+        runner = make_executor(executor, program, checkpoint, threads, progress, kv, activations)
         try:
             tokenizer = pending.result()
         except EdgeError:
@@ -248,6 +252,7 @@ def make_executor(
     threads: int,
     progress: Callable[..., None] | None = None,
     kv: str = "fp16",
+    activations: str = "int16",
 ) -> Executor:
     """The executor of that name. Raises EdgeError for an unknown one, or a KV cache that it has not."""
     if name == "reference":
@@ -255,9 +260,18 @@ def make_executor(
 
         if kv != "fp16":
             raise EdgeError(f"The reference executor has no KV cache in {kv}; use the native one.")
+        if activations != "int16":
+            raise EdgeError("The reference executor does not round activations; use the native one.")
         return ReferenceExecutor(program, checkpoint)
     if name == "native":
         from edgellm.executors.native import NativeExecutor
 
-        return NativeExecutor(program, checkpoint, threads=threads, progress=progress, kv=kv)
+        if activations not in ACTIVATION_PLANES:
+            raise EdgeError(
+                f"There are no activations in {activations!r}; choose {' or '.join(ACTIVATION_PLANES)}."
+            )
+        planes = ACTIVATION_PLANES[activations]
+        return NativeExecutor(
+            program, checkpoint, threads=threads, progress=progress, kv=kv, activation_planes=planes
+        )
     raise EdgeError(f"There is no executor {name!r}; choose {' or '.join(EXECUTORS)}.")

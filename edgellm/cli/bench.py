@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgellm.cli import options
-from edgellm.cli.options import ExecutorName, KvName
+from edgellm.cli.options import ActivationsName, ExecutorName, KvName
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def bench(
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
+    activations: options.Activations = ActivationsName.int16,
     json: options.Json = False,
 ) -> None:
     """Measure prefill (pp) and decode (tg) of MODEL in tokens per second, as llama-bench does.
@@ -57,7 +58,14 @@ def bench(
     if prompt == generate == 0:
         raise EdgeError("There is nothing to measure: give -p or -n a number above 0.")
     context = depth + max(prompt, generate)
-    with load_model(model, executor=executor.value, threads=threads, context=context, kv=kv.value) as loaded:
+    with load_model(
+        model,
+        executor=executor.value,
+        threads=threads,
+        context=context,
+        kv=kv.value,
+        activations=activations.value,
+    ) as loaded:
         results, kv_bytes = measure(
             loaded,
             prompt=prompt,
@@ -66,7 +74,7 @@ def bench(
             repetitions=repetitions,
             sequences=sequences,
         )
-        found = report(model, loaded, results, kv_bytes) | {"kv": kv.value}
+        found = report(model, loaded, results, kv_bytes) | {"kv": kv.value, "activations": activations.value}
         if ops or json:
             found |= roofline(loaded, prompt=prompt, generate=generate, depth=depth, stream=_stream(found))
     if json:

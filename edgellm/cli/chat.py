@@ -11,7 +11,7 @@ import typer
 
 from edgellm.cli import options
 from edgellm.cli.interrupt import cancelling
-from edgellm.cli.options import ExecutorName, KvName
+from edgellm.cli.options import ActivationsName, ExecutorName, KvName
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def chat(
     ctx: options.Ctx = None,
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
+    activations: options.Activations = ActivationsName.int16,
 ) -> None:
     """Talk with a model.
 
@@ -72,7 +73,14 @@ def chat(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
     )
-    with load_model(model, executor=executor.value, threads=threads, context=ctx, kv=kv.value) as loaded:
+    with load_model(
+        model,
+        executor=executor.value,
+        threads=threads,
+        context=ctx,
+        kv=kv.value,
+        activations=activations.value,
+    ) as loaded:
         loaded.chat_prompt([{"role": "user", "content": "?"}])  # a model without a template: say so now
         session = loaded.chat_session(system)
         for line in questions():

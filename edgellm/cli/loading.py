@@ -19,6 +19,7 @@ def load_model(
     threads: int | None = None,
     context: int | None = None,
     kv: str = "fp16",
+    activations: str = "int16",
 ) -> Model:
     """edgellm.load for the command line; what takes long is told on standard error."""
     from edgellm.model import load
@@ -28,7 +29,15 @@ def load_model(
     log = logging.getLogger("edgellm")
     log.addHandler(notes)
     try:
-        return load(name, executor=executor, threads=threads, context=context, kv=kv, progress=progress)
+        return load(
+            name,
+            executor=executor,
+            threads=threads,
+            context=context,
+            kv=kv,
+            activations=activations,
+            progress=progress,
+        )
     finally:
         log.removeHandler(notes)
         progress.clear()

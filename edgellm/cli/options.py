@@ -15,6 +15,13 @@ class ExecutorName(str, Enum):
     reference = "reference"
 
 
+class ActivationsName(str, Enum):
+    """What the inputs of quantised weights are rounded to."""
+
+    int16 = "int16"
+    int8 = "int8"
+
+
 class KvName(str, Enum):
     """What the KV cache holds numbers in."""
 
@@ -37,6 +44,13 @@ Executor = Annotated[ExecutorName, typer.Option("--executor", help="Who runs the
 Kv = Annotated[
     KvName,
     typer.Option("--kv", help="Keep keys and values in float16, or in int8: half the memory, rounded."),
+]
+Activations = Annotated[
+    ActivationsName,
+    typer.Option(
+        "--activations",
+        help="Round the inputs of quantised weights to 16 bits, or to 8: faster prefill, less exact.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Verbose = Annotated[

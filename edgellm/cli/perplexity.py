@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgellm.cli import options
-from edgellm.cli.options import ExecutorName, KvName
+from edgellm.cli.options import ActivationsName, ExecutorName, KvName
 from edgellm.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def perplexity(
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
+    activations: options.Activations = ActivationsName.int16,
     json: options.Json = False,
 ) -> None:
     """Measure the perplexity of MODEL on the text FILE, by llama-perplexity's method.
@@ -45,7 +46,16 @@ def perplexity(
     text = read_text(file).removesuffix("\n")  # llama-perplexity drops one newline at the end
 
     def measure(kind: str) -> tuple[Estimate, int]:
-        found, used = _measure(model, text, ctx, chunks, executor=executor.value, threads=threads, kv=kind)
+        found, used = _measure(
+            model,
+            text,
+            ctx,
+            chunks,
+            executor=executor.value,
+            threads=threads,
+            kv=kind,
+            activations=activations.value,
+        )
         if not math.isfinite(found.perplexity):
             raise CheckFailed(f"{model}: the model's logits on {file} are not finite numbers.")
         return found, used
@@ -53,7 +63,14 @@ def perplexity(
     result, used = measure(kv.value)
     plain = measure("fp16")[0] if kv != KvName.fp16 else None
     if json:
-        about = {"ctx": ctx, "model": model, "executor": executor.value, "kv": kv.value, "threads": used}
+        about = {
+            "ctx": ctx,
+            "model": model,
+            "executor": executor.value,
+            "kv": kv.value,
+            "activations": activations.value,
+            "threads": used,
+        }
         against = {} if plain is None else {"fp16": asdict(plain), "ratio": _ratio(result, plain)}
         print_json({**asdict(result), **about, **against})
         return
@@ -71,13 +88,23 @@ def _ratio(result: Estimate, plain: Estimate) -> float:
 
 
 def _measure(
-    model: str, text: str, ctx: int, chunks: int | None, *, executor: str, threads: int | None, kv: str
+    model: str,
+    text: str,
+    ctx: int,
+    chunks: int | None,
+    *,
+    executor: str,
+    threads: int | None,
+    kv: str,
+    activations: str,
 ) -> tuple[Estimate, int]:
     """The estimate, and the threads that it was made with."""
     from edgellm.cli.loading import load_model
     from edgellm.perplexity import chunk_count, estimates
 
-    with load_model(model, executor=executor, threads=threads, context=ctx, kv=kv) as loaded:
+    with load_model(
+        model, executor=executor, threads=threads, context=ctx, kv=kv, activations=activations
+    ) as loaded:
         tokenizer = loaded.tokenizer
         tokens = tokenizer.encode(text, special=False)
         count = min(chunk_count(tokens, ctx), chunks or len(tokens))

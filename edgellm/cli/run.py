@@ -10,7 +10,7 @@ import typer
 
 from edgellm.cli import options
 from edgellm.cli.interrupt import cancelling
-from edgellm.cli.options import ExecutorName, KvName
+from edgellm.cli.options import ActivationsName, ExecutorName, KvName
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(
     ctx: options.Ctx = None,
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
+    activations: options.Activations = ActivationsName.int16,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -84,7 +85,14 @@ def run(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias,
     )
-    with load_model(model, executor=executor.value, threads=threads, context=ctx, kv=kv.value) as loaded:
+    with load_model(
+        model,
+        executor=executor.value,
+        threads=threads,
+        context=ctx,
+        kv=kv.value,
+        activations=activations.value,
+    ) as loaded:
         chat = loaded.has_chat_template and not raw
         if system and not chat:
             raise EdgeError(
@@ -102,6 +110,7 @@ def run(
             "model": model_label(model),
             "executor": executor.value,
             "kv": kv.value,
+            "activations": activations.value,
             "threads": loaded.threads,
             "seed": how["seed"],
         }
