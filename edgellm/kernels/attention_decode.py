@@ -75,10 +75,10 @@ def build(target: Target, kv: str, group: int, dim: int) -> Callable[..., None]:
         q = scratch + (planes_at if int8 else queries_at)
         for c in range(first, last):
             here = blocks + c * a[Attend.KV_STRIDE]
-            ahead = a[Attend.KV_STRIDE] - values_at if c < position // CHUNK else 0
+            ahead = a[Attend.KV_STRIDE] if c < position // CHUNK else 0  # the next block
             begin, end = max(0, low - c * CHUNK), min(CHUNK, position + 1 - c * CHUNK)
             rows = scratch + scores_at
-            scores(q, here, (end + TILE - 1) // TILE, rows)
+            scores(q, here, (end + TILE - 1) // TILE, rows, ahead)
             softmax(rows, begin, end, af[Attend.SOFTCAP], scratch)
             if int8:
                 value_planes(rows, here + 2 * CHUNK, scratch + probabilities_at)

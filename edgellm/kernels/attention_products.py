@@ -54,16 +54,16 @@ def _tiles_at_once(target: Target, kv: str, rows: int) -> int:
 
 
 def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
-    """Intrinsic scores(q, block, tiles, out): out[head][position] = q . k for `tiles` tiles of a block.
+    """Intrinsic scores(q, block, tiles, out, ahead): out[head][position] = q . k for `tiles` tiles of a block.
 
     q: for every head `width` float32, or query_bytes of planes; out: (group, CHUNK) float32. The count
-    of tiles is rounded up. Prefetches the block's values.
+    of tiles is rounded up. Prefetches what lies `ahead` bytes behind the keys.
     """
     layout = KvBlock(kv, width)
-    tile_bytes, ahead = TILE * width * layout.item, layout.values - layout.keys
+    tile_bytes = TILE * width * layout.item
     q_bytes = query_bytes(width) if kv == "int8" else 4 * width
 
-    def halves(e: Emit, q: list[Any], tiles: list[Any]) -> list[Any]:
+    def halves(e: Emit, q: list[Any], tiles: list[Any], ahead: Any) -> list[Any]:
         """Products of rows x tiles, tile by tile."""
 
         def pair(i: Any, *sums: Any) -> list[Any]:
@@ -81,7 +81,7 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
 
         return e.loop(e.i64(width // 2), [const(V16F32, 0.0)] * (len(tiles) * len(q)), pair)
 
-    def codes(e: Emit, q: list[Any], tiles: list[Any], scales: list[Any]) -> list[Any]:
+    def codes(e: Emit, q: list[Any], tiles: list[Any], scales: list[Any], ahead: Any) -> list[Any]:
         queries = [_planes(e, row, width) for row in q]
 
         def unit(i: Any, *sums: Any) -> list[Any]:
@@ -106,10 +106,10 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
         return results
 
     @intrinsic
-    def scores(tc: Any, q: Any, block: Any, tiles: Any, out: Any) -> Any:
+    def scores(tc: Any, q: Any, block: Any, tiles: Any, out: Any, ahead: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             e = Emit(builder, target)
-            q, block, tiles, out = values
+            q, block, tiles, out, ahead = values
 
             def rows_of(first: Any, rows: int) -> None:
                 at_once = _tiles_at_once(target, kv, rows)
@@ -123,9 +123,9 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
                         scales = [
                             e.offset(block, e.scaled(tile, 2 * TILE), 2 * TILE * t) for t in range(at_once)
                         ]
-                        found = codes(e, q_rows, bases, scales)
+                        found = codes(e, q_rows, bases, scales, ahead)
                     else:
-                        found = halves(e, q_rows, bases)
+                        found = halves(e, q_rows, bases, ahead)
                     for i, total in enumerate(found):
                         t, r = divmod(i, rows)
                         row = e.offset(out, e.scaled(first, 4 * CHUNK), 4 * CHUNK * r)
@@ -137,7 +137,7 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
             over_rows(e, group, MOST_ROWS, rows_of)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 4), codegen
+        return types.void(*[types.int64] * 5), codegen
 
     return scores
 
