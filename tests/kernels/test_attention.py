@@ -41,9 +41,10 @@ def stored(x: np.ndarray, kv: str) -> np.ndarray:
     """What the cache keeps of (T, kv_heads, d) float32, as float64."""
     if kv == "fp16":
         return x.astype(np.float16).astype(np.float64)
-    scale = (np.abs(x).max(-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float64)
-    codes = np.rint(np.divide(x, scale, out=np.zeros(x.shape), where=scale > 0))
-    return np.clip(codes, -127, 127) * scale
+    scale = (np.abs(x).max(-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+    # In the kernel's own arithmetic: a number half way between two codes may go either way in another.
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.clip(np.rint(x * inverse), -127, 127).astype(np.float64) * scale
 
 
 @dataclass
