@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 
@@ -108,9 +109,9 @@ def _optimised_ir(
 ) -> str:
     """Numba's LLVM IR of a kernel, optimised for `machine`.
 
-    Numba's ahead-of-time code generator stops there, while its ordinary one would go on to machine code of
-    this host, which intrinsics of another architecture do not survive. It gives the module the host's triple
-    and data layout all the same, which for the types that kernels use are those of every 64-bit target.
+    Numba is kept from going on to machine code of this host, which intrinsics of another architecture would
+    not survive. It gives the module the host's triple and data layout all the same, which for the types that
+    kernels use are those of every 64-bit target.
     """
     os.environ.setdefault("NUMBA_DISABLE_PERFORMANCE_WARNINGS", "1")
     from numba import types
@@ -123,16 +124,38 @@ def _optimised_ir(
     cpu_target.options.parse_as_flags(
         flags, {**options, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     )
-    flags.no_compile = True
     signature = (types.int64,) * 4
     with global_compiler_lock:
-        context = cpu_target.target_context.with_aot_codegen("edgellm")
-        context.codegen()._tm = machine  # whose costs the optimisation passes weigh
-        compiled = compile_extra(
-            cpu_target.typing_context, context, function, signature, types.void, flags, {}
-        )
-        compiled.library.finalize()
+        host = cpu_target.target_context
+        context = host.subtarget(_internal_codegen=_code_generator(machine), aot_mode=True)
+        # The functions of numba.njit that the kernel calls are compiled in the context that they find here.
+        vars(cpu_target)["_toplevel_target_context"] = context
+        try:
+            typing = cpu_target.typing_context
+            compiled = compile_extra(typing, context, function, signature, types.void, flags, {})
+        finally:
+            vars(cpu_target)["_toplevel_target_context"] = host
     return compiled.library.get_llvm_str().replace(compiled.fndesc.mangled_name, symbol)
+
+
+def _code_generator(machine: llvm.TargetMachine) -> Any:
+    """Numba's ahead-of-time code generator, which stops at optimised LLVM IR, with the costs of `machine`."""
+    from numba.core.codegen import AOTCodeLibrary, AOTCPUCodegen
+
+    class Library(AOTCodeLibrary):
+        def get_pointer_to_function(self, name: str) -> int:
+            self._ensure_finalized()
+            return 0  # there is none, and nobody will call it
+
+    class Generator(AOTCPUCodegen):
+        _library_class = Library
+
+        def set_env(self, name: str, env: Any) -> None:
+            """Where a function would find Python's objects; kernels use none."""
+
+    generator = Generator("edgellm")
+    generator._tm = machine
+    return generator
 
 
 def load_kernels(

@@ -53,7 +53,8 @@ def test_cache_that_cannot_be_written_still_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel", ["linear_q/bits=4,asym=1,block=32,planes=2", "attention/part=attend", "norm", "step"]
+    "kernel",
+    ["linear_q/bits=4,asym=1,block=32,planes=2", "attention/part=attend,kv=fp16,dim=64", "norm", "step"],
 )
 def test_object_code_needs_nothing_of_python_or_numba(kernel: str) -> None:
     target = host_target()

@@ -73,7 +73,9 @@ def test_no_kernel_is_forgotten() -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel_compiles_for_aarch64_and_needs_only_the_c_library(kernel: str) -> None:
     assembly = kernel_assembly(kernel, aarch64("neon"))
-    assert set(re.findall(r"^\tbl?\t([A-Za-z_]\w*)$", assembly, re.MULTILINE)) <= CALLS
+    called = set(re.findall(r"^\tbl?\t([A-Za-z_]\w*)$", assembly, re.MULTILINE))
+    helpers = set(re.findall(r"^(\w+):", assembly, re.MULTILINE))
+    assert called - helpers <= CALLS
 
 
 @pytest.mark.parametrize("arch", LEVELS)
