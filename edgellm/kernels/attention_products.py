@@ -54,7 +54,7 @@ def _tiles_at_once(target: Target, kv: str, rows: int) -> int:
 
 
 def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
-    """Intrinsic scores(q, block, tiles, out, ahead): out[head][position] = q . k for `tiles` tiles of a block.
+    """Intrinsic scores(q, block, tiles, out, ahead): out[head][position] = q . k for `tiles` tiles.
 
     q: for every head `width` float32, or query_bytes of planes; out: (group, CHUNK) float32. The count
     of tiles is rounded up. Prefetches what lies `ahead` bytes behind the keys.

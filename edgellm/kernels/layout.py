@@ -56,15 +56,16 @@ Sequence = slots("Sequence", "FIRST_ROW ROWS POSITION KV")
 
 # The argument records of the kernels. X, ACT, INPUT, OUT and the like are addresses, *_STRIDE bytes from one
 # token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
+# NEXT counts the chunks of tiles that threads have taken, see sharing.next_tiles.
 LinearQ = slots(
     "LinearQ",
     "WEIGHT TILE_STRIDE TILES BLOCKS "
     "INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_START "
-    "OUT OUT_STRIDE BIAS ACCUMULATE",
+    "OUT OUT_STRIDE BIAS ACCUMULATE NEXT",
 )
 LinearF = slots(
     "LinearF",
-    "WEIGHT TILE_STRIDE TILES INPUTS INPUT INPUT_STRIDE INPUT_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE",
+    "WEIGHT TILE_STRIDE TILES INPUTS INPUT INPUT_STRIDE INPUT_PRIVATE OUT OUT_STRIDE BIAS ACCUMULATE NEXT",
 )
 Quantize = slots(
     "Quantize", "X X_STRIDE X_PRIVATE ACT ACT_STRIDE BLOCKS LOW SCALE FSUM32 START32 FSUM16 START16 SHIFT"

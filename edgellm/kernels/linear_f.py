@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 from edgellm.kernels.elementwise import ACTIVATIONS
 from edgellm.kernels.layout import GROUP, ROWS, State
 from edgellm.kernels.layout import LinearF as Arg
+from edgellm.kernels.sharing import chunk_tiles, fixed_tiles, next_tiles
 from edgellm.kernels.simd.emit import I64, LANES, V16F16, V16F32, V16I16, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
@@ -104,18 +105,22 @@ def build(target: Target, kind: str, gate: str | None = None) -> Callable[..., N
         x = a[Arg.INPUT]
         if tokens == 1:
             x += a[Arg.INPUT_PRIVATE] * thread * stride
-        first = a[Arg.TILES] * thread // threads
-        last = a[Arg.TILES] * (thread + 1) // threads
-        for tile in range(first, last):
-            w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
-            out = a[Arg.OUT] + tile * TILE_BYTES
-            bias = a[Arg.BIAS] + tile * TILE_BYTES if a[Arg.BIAS] != 0 else s[State.ZERO]
-            old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
-            if tokens == 1:
-                tile1(args, w, x, out, old, old_stride, bias)
-            else:
-                for t in range(0, tokens, GROUP):
-                    at, before = out + t * a[Arg.OUT_STRIDE], old + t * old_stride
-                    tile_group(args, w, x + t * stride, at, before, old_stride, bias)
+        tiles = a[Arg.TILES]
+        fixed = fixed_tiles(tiles, threads)
+        first, last = fixed * thread // threads, fixed * (thread + 1) // threads
+        while first < tiles:
+            for tile in range(first, last):
+                w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
+                out = a[Arg.OUT] + tile * TILE_BYTES
+                bias = a[Arg.BIAS] + tile * TILE_BYTES if a[Arg.BIAS] != 0 else s[State.ZERO]
+                old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
+                if tokens == 1:
+                    tile1(args, w, x, out, old, old_stride, bias)
+                else:
+                    for t in range(0, tokens, GROUP):
+                        at, before = out + t * a[Arg.OUT_STRIDE], old + t * old_stride
+                        tile_group(args, w, x + t * stride, at, before, old_stride, bias)
+            first = next_tiles(args + 8 * Arg.NEXT, tiles, threads)
+            last = min(tiles, first + chunk_tiles(tiles, threads))
 
     return linear

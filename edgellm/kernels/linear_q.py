@@ -24,6 +24,7 @@ from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE, State, TileLayo
 from edgellm.kernels.layout import LinearQ as Arg
 from edgellm.kernels.linear_tiles import MOST_INPUTS, make_panel
 from edgellm.kernels.linear_tiles import TOKENS as PART
+from edgellm.kernels.sharing import chunk_tiles, fixed_tiles, next_tiles
 from edgellm.kernels.simd.dot4 import dot4
 from edgellm.kernels.simd.emit import I32, I64, V16F16, V16F32, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
@@ -206,27 +207,33 @@ def build(
         x = a[Arg.INPUT]
         if tokens == 1:
             x += a[Arg.INPUT_PRIVATE] * thread * stride
-        first, last = tiles * thread // threads, tiles * (thread + 1) // threads
         part = max(PART, CACHED_BYTES // stride // PART * PART)
         many = wide and tokens > 2 * group and not (has_tiles and a[Arg.BLOCKS] * block <= MOST_INPUTS)
         width = 2 if many else 1
-        for begin in range(0, tokens, part):
-            end = min(tokens, begin + part)
-            for tile in range(first, last, width):
-                w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
-                out = a[Arg.OUT] + tile * TILE_BYTES
-                bias = a[Arg.BIAS] + tile * TILE_BYTES if a[Arg.BIAS] != 0 else s[State.ZERO]
-                old, old_stride = (out, a[Arg.OUT_STRIDE]) if a[Arg.ACCUMULATE] != 0 else (s[State.ZERO], 0)
-                if tokens == 1:
-                    one(args, w, w, x, out, old, old_stride, bias)
-                    continue
-                rest = begin
-                if has_tiles and not many:
-                    groups = (end - begin) // PART
-                    if groups > 0:
-                        to, before = out + begin * a[Arg.OUT_STRIDE], old + begin * old_stride
-                        panel(args, w, x + begin * stride, groups, to, before, old_stride, bias)
-                        rest += groups * PART
-                by_vectors(args, tile, min(width, last - tile), rest, end, x, out, old, old_stride, bias)
+        fixed = fixed_tiles(tiles, threads)
+        first, last = fixed * thread // threads, fixed * (thread + 1) // threads
+        while first < tiles:
+            for begin in range(0, tokens, part):
+                end = min(tokens, begin + part)
+                for tile in range(first, last, width):
+                    w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
+                    out = a[Arg.OUT] + tile * TILE_BYTES
+                    bias = a[Arg.BIAS] + tile * TILE_BYTES if a[Arg.BIAS] != 0 else s[State.ZERO]
+                    old, old_stride = s[State.ZERO], 0
+                    if a[Arg.ACCUMULATE] != 0:
+                        old, old_stride = out, a[Arg.OUT_STRIDE]
+                    if tokens == 1:
+                        one(args, w, w, x, out, old, old_stride, bias)
+                        continue
+                    rest = begin
+                    if has_tiles and not many:
+                        groups = (end - begin) // PART
+                        if groups > 0:
+                            to, before = out + begin * a[Arg.OUT_STRIDE], old + begin * old_stride
+                            panel(args, w, x + begin * stride, groups, to, before, old_stride, bias)
+                            rest += groups * PART
+                    by_vectors(args, tile, min(width, last - tile), rest, end, x, out, old, old_stride, bias)
+            first = next_tiles(args + 8 * Arg.NEXT, tiles, threads)
+            last = min(tiles, first + chunk_tiles(tiles, threads))
 
     return linear

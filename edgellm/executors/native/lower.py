@@ -195,12 +195,10 @@ class Lowering:
         out = self._write(add_to or out_name, packed.n)
         accumulate = add_to is not None or gate is not None
         fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
-        # What a gate finds in its output, the same thread has put there: all linears share out alike.
-        touched = [] if gate else [out]
         planes = self._planes if isinstance(packed.form, TileLayout) else 0
         cost = linear_cost(weight, packed.nbytes, packed.n * packed.k, planes)
         kernel += f",gate={gate}" if gate else ""
-        self._emit(kernel, slots, reads=[source, *touched] if add_to else [source], writes=touched, **fields)
+        self._emit(kernel, slots, reads=[source, out] if accumulate else [source], writes=[out], **fields)
         self.result.instructions[-1].cost = cost
 
     def _ffn(self, op: ops.Ffn, add_to: str | None) -> None:
