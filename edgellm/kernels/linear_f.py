@@ -106,7 +106,7 @@ def build(target: Target, kind: str, gate: str | None = None) -> Callable[..., N
         if tokens == 1:
             x += a[Arg.INPUT_PRIVATE] * thread * stride
         tiles = a[Arg.TILES]
-        fixed = fixed_tiles(tiles, threads)
+        fixed = fixed_tiles(tiles, tiles * a[Arg.TILE_STRIDE] * tokens, threads)
         first, last = fixed * thread // threads, fixed * (thread + 1) // threads
         while first < tiles:
             for tile in range(first, last):
@@ -120,7 +120,7 @@ def build(target: Target, kind: str, gate: str | None = None) -> Callable[..., N
                     for t in range(0, tokens, GROUP):
                         at, before = out + t * a[Arg.OUT_STRIDE], old + t * old_stride
                         tile_group(args, w, x + t * stride, at, before, old_stride, bias)
-            first = next_tiles(args + 8 * Arg.NEXT, tiles, threads)
-            last = min(tiles, first + chunk_tiles(tiles, threads))
+            first = next_tiles(args + 8 * Arg.NEXT, tiles, fixed, threads)
+            last = min(tiles, first + chunk_tiles(tiles, fixed, threads))
 
     return linear

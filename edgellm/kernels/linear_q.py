@@ -210,7 +210,7 @@ def build(
         part = max(PART, CACHED_BYTES // stride // PART * PART)
         many = wide and tokens > 2 * group and not (has_tiles and a[Arg.BLOCKS] * block <= MOST_INPUTS)
         width = 2 if many else 1
-        fixed = fixed_tiles(tiles, threads)
+        fixed = fixed_tiles(tiles, tiles * a[Arg.TILE_STRIDE] * tokens, threads)
         first, last = fixed * thread // threads, fixed * (thread + 1) // threads
         while first < tiles:
             for begin in range(0, tokens, part):
@@ -233,7 +233,7 @@ def build(
                             panel(args, w, x + begin * stride, groups, to, before, old_stride, bias)
                             rest += groups * PART
                     by_vectors(args, tile, min(width, last - tile), rest, end, x, out, old, old_stride, bias)
-            first = next_tiles(args + 8 * Arg.NEXT, tiles, threads)
-            last = min(tiles, first + chunk_tiles(tiles, threads))
+            first = next_tiles(args + 8 * Arg.NEXT, tiles, fixed, threads)
+            last = min(tiles, first + chunk_tiles(tiles, fixed, threads))
 
     return linear
