@@ -112,7 +112,7 @@ def make_unpack(target: Target, kv: str, width: int) -> Any:
 def make_scores(target: Target, width: int) -> Any:
     """Intrinsic scores(q, keys, tiles, out): ROW_BLOCK rows of q . k; q (ROW_BLOCK, width), keys (tiles,
     width, 16), out (ROW_BLOCK, CHUNK) float32. The count of tiles is rounded up to `at_once`."""
-    at_once = 2 if target.level == "avx512" else 1
+    at_once = 2 if target.wide else 1
 
     @intrinsic
     def scores(tc: Any, q: Any, keys: Any, tiles: Any, out: Any) -> Any:
@@ -151,25 +151,29 @@ def make_scores(target: Target, width: int) -> Any:
 
 
 def make_rows_softmax(target: Target, group: int) -> Any:
-    """Intrinsic softmax(scores, row, first, window, cap, stats): of rows `row` to row + ROW_BLOCK - 1, where
+    """Intrinsic softmax(scores, row, first, window, cap, stats, end): of ROW_BLOCK rows from row `row` on.
+
     `group` rows share a token; the first token of all is at position `first` of this chunk. Rows behind
-    the last token see what they like."""
+    the last token see what they like, but nothing from `end` on.
+    """
 
     @intrinsic
-    def softmax(tc: Any, scores: Any, row: Any, first: Any, window: Any, cap: Any, stats: Any) -> Any:
+    def softmax(
+        tc: Any, scores: Any, row: Any, first: Any, window: Any, cap: Any, stats: Any, end: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             e, b = Emit(builder, target), builder
-            scores, row, first, window, cap, stats = values
+            scores, row, first, window, cap, stats, end = values
             far = b.select(b.icmp_signed("==", window, e.i64(0)), e.i64(1 << 30), window)
 
             def seen(i: Any) -> tuple[Any, Any]:
                 last = e.offset(first, b.udiv(b.add(row, i), e.i64(group)), 1)
                 return b.sub(last, far), last
 
-            emit_softmax(e, scores, ROW_BLOCK, seen, cap, stats)
+            emit_softmax(e, scores, ROW_BLOCK, seen, cap, stats, end, few=2)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 4, types.float64, types.int64), codegen
+        return types.void(*[types.int64] * 4, types.float64, types.int64, types.int64), codegen
 
     return softmax
 
@@ -206,7 +210,7 @@ def make_values(target: Target, width: int) -> Any:
                 for total, at in zip(e.loop(count, start, position), outs, strict=True):
                     e.store(total, at, 64)
 
-            over_columns(e, width, 4 if target.level == "avx512" else 1, some)
+            over_columns(e, width, 4 if target.wide else 1, some)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), codegen
@@ -258,7 +262,7 @@ def build(target: Target, kv: str, group: int, dim: int) -> Callable[..., None]:
         tiles = (count + TILE - 1) // TILE
         q, row, stats = scratch + queries_at + 4 * r * width, scratch + scores_at, scratch + r * STATS
         scores(q, scratch + keys_at, tiles, row)
-        softmax(row, r, first - start, window, af[Attend.SOFTCAP], stats)
+        softmax(row, r, first - start, window, af[Attend.SOFTCAP], stats, count)
         values(row, scratch + values_at, count, scratch + results_at + 4 * r * width, stats)
 
     @helper

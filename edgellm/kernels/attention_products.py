@@ -46,18 +46,17 @@ def _whole(e: Emit, parts: list[Any], excess: Any) -> Any:
 
 def _tiles_at_once(target: Target, kv: str, rows: int) -> int:
     """Tiles of keys that are multiplied at once: enough sums to hide latency, within the registers."""
-    wide = target.level == "avx512"
-    tiles = 4 if wide else {1: 4, 2: 2}.get(rows, 1)
+    tiles = 4 if target.wide else {1: 4, 2: 2}.get(rows, 1)
     if kv == "int8":  # two planes have twice the sums
-        return max(1, tiles // 2) if rows > 2 or not wide else tiles
+        return max(1, tiles // 2) if rows > 2 or not target.wide else tiles
     return tiles
 
 
 def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
-    """Intrinsic scores(q, block, tiles, out, ahead): out[head][position] = q . k for `tiles` tiles.
+    """Intrinsic scores(q, block, tiles, out, ahead): out[head][position] = q . k for tiles of a block.
 
-    q: for every head `width` float32, or query_bytes of planes; out: (group, CHUNK) float32. The count
-    of tiles is rounded up. Prefetches what lies `ahead` bytes behind the keys.
+    q: for every head `width` float32, or query_bytes of planes; out: (group, CHUNK) float32. Prefetches
+    what lies `ahead` bytes behind the keys.
     """
     layout = KvBlock(kv, width)
     tile_bytes = TILE * width * layout.item
@@ -115,8 +114,7 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
                 at_once = _tiles_at_once(target, kv, rows)
                 q_rows = [e.offset(q, e.scaled(first, q_bytes), q_bytes * r) for r in range(rows)]
 
-                def some(n: Any) -> list[Any]:
-                    tile = e.scaled(n, at_once)
+                def some(tile: Any, at_once: int) -> list[Any]:
                     start = e.offset(block, layout.keys, e.scaled(tile, tile_bytes))
                     bases = [e.offset(start, tile_bytes * t) for t in range(at_once)]
                     if kv == "int8":
@@ -132,7 +130,11 @@ def make_scores(target: Target, kv: str, group: int, width: int) -> Any:
                         e.store(total, e.offset(row, e.scaled(tile, 64), 64 * t), 64)
                     return []
 
-                e.loop(builder.udiv(e.offset(tiles, at_once - 1), e.i64(at_once)), [], some)
+                whole = builder.udiv(tiles, e.i64(at_once))
+                e.loop(whole, [], lambda n: some(e.scaled(n, at_once), at_once))
+                if at_once > 1:
+                    done = e.scaled(whole, at_once)
+                    e.loop(builder.sub(tiles, done), [], lambda n: some(builder.add(done, n), 1))
 
             over_rows(e, group, MOST_ROWS, rows_of)
             return context.get_dummy_value()
@@ -153,7 +155,7 @@ def make_values(target: Target, kv: str, group: int, width: int) -> Any:
     item = KvBlock(kv, width).item
 
     def vectors_at_once(rows: int) -> int:
-        if target.level == "avx512":
+        if target.wide:
             return 2 if kv == "int8" and rows == MOST_ROWS else 4
         return max(1, (2 if kv == "int8" else 4) // rows)
 

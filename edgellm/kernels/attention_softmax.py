@@ -33,7 +33,8 @@ def make_softmax(target: Target, group: int) -> Any:
     def softmax(tc: Any, rows: Any, first: Any, last: Any, cap: Any, stats: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             rows, first, last, cap, stats = values
-            emit_softmax(Emit(builder, target), rows, group, lambda row: (first, last), cap, stats)
+            e = Emit(builder, target)
+            emit_softmax(e, rows, group, lambda row: (first, last), cap, stats, last, few=1)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 3, types.float64, types.int64), codegen
@@ -42,24 +43,41 @@ def make_softmax(target: Target, group: int) -> Any:
 
 
 def emit_softmax(
-    e: Emit, scores: Any, count: int, seen: Callable[[Any], tuple[Any, Any]], cap: Any, stats: Any
+    e: Emit,
+    scores: Any,
+    count: int,
+    seen: Callable[[Any], tuple[Any, Any]],
+    cap: Any,
+    stats: Any,
+    end: Any,
+    few: int,
 ) -> None:
     """Online softmax of `count` rows of CHUNK scores, in place.
 
     seen(row): first and last + 1 of the positions that a row sees; cap: soft cap, or 0; stats: the rows'
-    states. A row's scaling is what earlier results have to be multiplied by.
+    states. A row's scaling is what earlier results have to be multiplied by. end: no row sees a position
+    from there on; up to 16 * few there is less to do.
     """
     _emit_softcap(e, scores, e.i64(count * VECTORS), cap)
+    most = 4 if e.target.wide else 1
 
-    def some(start: Any, rows: int) -> None:
-        _emit_rows(
-            e,
-            [e.offset(scores, e.scaled(start, 4 * CHUNK), 4 * CHUNK * r) for r in range(rows)],
-            [seen(e.offset(start, r)) for r in range(rows)],
-            [e.offset(stats, e.scaled(start, STATS), STATS * r) for r in range(rows)],
-        )
+    def all_rows(vectors: int) -> None:
+        def some(start: Any, rows: int) -> None:
+            _emit_rows(
+                e,
+                vectors,
+                [e.offset(scores, e.scaled(start, 4 * CHUNK), 4 * CHUNK * r) for r in range(rows)],
+                [seen(e.offset(start, r)) for r in range(rows)],
+                [e.offset(stats, e.scaled(start, STATS), STATS * r) for r in range(rows)],
+            )
 
-    over_rows(e, count, 4 if e.target.level == "avx512" else 1, some)
+        over_rows(e, count, most, some)
+
+    with e.b.if_else(e.b.icmp_signed("<=", end, e.i64(few * LANES))) as (then, otherwise):
+        with then:
+            all_rows(few)
+        with otherwise:
+            all_rows(VECTORS)
 
 
 def _emit_softcap(e: Emit, at: Any, vectors: Any, cap: Any) -> None:
@@ -76,19 +94,20 @@ def _emit_softcap(e: Emit, at: Any, vectors: Any, cap: Any) -> None:
     e.loop(b.select(wanted, vectors, e.i64(0)), [], body)
 
 
-def _emit_rows(e: Emit, rows: list[Any], seen: list[tuple[Any, Any]], stats: list[Any]) -> None:
-    """A few rows, step by step for all of them, so that one's latency hides another's."""
+def _emit_rows(e: Emit, vectors: int, rows: list[Any], seen: list[tuple[Any, Any]], stats: list[Any]) -> None:
+    """A few rows, step by step for all of them, so that one's latency hides another's. Scores behind the
+    first `vectors` become 0 unseen."""
     b = e.b
     floor, zero = const(V16F32, MASKED), const(V16F32, 0.0)
     largest, sums = ([e.load(e.offset(at, o), V16F32, 64) for at in stats] for o in (LARGEST, SUMS))
     scores, masks = [], []
     for row, (first, last) in zip(rows, seen, strict=True):
         low, high = (e.splat(b.trunc(v, I32)) for v in (first, last))
-        for n in range(VECTORS):
+        for n in range(vectors):
             p = const(V16I32, list(range(n * LANES, (n + 1) * LANES)))
             masks.append(b.and_(b.icmp_signed(">=", p, low), b.icmp_signed("<", p, high)))
             scores.append(b.select(masks[-1], e.load(e.offset(row, 64 * n), V16F32, 64), floor))
-    tops = [reduce(e.max, scores[r * VECTORS : (r + 1) * VECTORS], large) for r, large in enumerate(largest)]
+    tops = [reduce(e.max, scores[r * vectors : (r + 1) * vectors], large) for r, large in enumerate(largest)]
     tops = [e.reduce_all(top, e.max) for top in tops]
     # One exponential for the scalings of all rows: row r's in lane r.
     change = zero
@@ -98,10 +117,12 @@ def _emit_rows(e: Emit, rows: list[Any], seen: list[tuple[Any, Any]], stats: lis
     scalings = e.exp(change)
     for r, (row, at, top) in enumerate(zip(rows, stats, tops, strict=True)):
         parts = []
-        for n in range(VECTORS):
-            i = r * VECTORS + n
+        for n in range(vectors):
+            i = r * vectors + n
             parts.append(b.select(masks[i], e.exp(b.fsub(scores[i], top)), zero))
             e.store(parts[-1], e.offset(row, 64 * n), 64)
+        for n in range(vectors, VECTORS):
+            e.store(zero, e.offset(row, 64 * n), 64)
         scaling = e.shuffle(scalings, [r] * LANES)
         total = e.fma(sums[r], scaling, reduce(b.fadd, parts))
         for value, o in ((top, LARGEST), (total, SUMS), (scaling, SCALING)):
