@@ -15,8 +15,8 @@ from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at
 FASTMATH = {"reassoc", "contract", "nsz"}  # lets the sums over a row use vectors
 
 
-def build(target: Target) -> Callable[..., None]:
-    """The kernel norm. With OUT_PRIVATE and a lone token every thread writes its own copy of the row."""
+def make_group() -> Callable[..., None]:
+    """group(x, out, width, eps, weight, bias, layer) on addresses: `width` float32; bias may be 0."""
 
     @numba.njit(inline="always")
     def group(x_at, out_at, width, eps, weight_at, bias_at, layer):  # type: ignore[no-untyped-def]
@@ -37,6 +37,13 @@ def build(target: Target) -> Callable[..., None]:
             bias = f32_at(bias_at)
             for i in range(width):
                 out[i] = (x[i] - mean) * factor * weight[i] + bias[i]
+
+    return group
+
+
+def build(target: Target) -> Callable[..., None]:
+    """The kernel norm. With OUT_PRIVATE and a lone token every thread writes its own copy of the row."""
+    group = make_group()
 
     def norm(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)

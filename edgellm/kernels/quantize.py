@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from edgellm.kernels.layout import Norm, State
 from edgellm.kernels.layout import Quantize as Arg
-from edgellm.kernels.layout import State
+from edgellm.kernels.norm import make_group
 from edgellm.kernels.simd.emit import I32, I64, V16F32, V16I8, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import i64_at
+from edgellm.kernels.simd.scalar import f64_at, i64_at
 
 
 def make_row(target: Target, planes: int) -> Any:
@@ -77,19 +79,33 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
     e.loop(e.load(e.offset(args, 8 * Arg.BLOCKS), I64, 8), [], block)
 
 
-def build(target: Target, planes: int) -> Callable[..., None]:
+def build(target: Target, planes: int, norm: int = 0) -> Callable[..., None]:
     """The kernel quantize. A lone token is quantised by every thread into its own row, which costs less
-    than waiting for each other; several tokens are shared out."""
+    than waiting for each other; several tokens are shared out. With `norm` the input is first made by a
+    norm of whole rows, whose arguments are at NORM."""
     row = make_row(target, planes)
+    group = make_group()
+
+    @numba.njit(inline="always")
+    def normalize(a, tokens, thread, t):  # type: ignore[no-untyped-def]
+        n = i64_at(a[Arg.NORM])
+        x = n[Norm.X] + (n[Norm.X_PRIVATE] * thread if tokens == 1 else t) * n[Norm.X_STRIDE]
+        out = n[Norm.OUT] + (thread if tokens == 1 else t) * n[Norm.OUT_STRIDE]
+        eps = f64_at(a[Arg.NORM])[Norm.EPS]
+        group(x, out, n[Norm.WIDTH], eps, n[Norm.WEIGHT], n[Norm.BIAS], n[Norm.LAYER])
 
     def quantize(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)
         tokens = s[State.TOKENS]
         if tokens == 1:
+            if norm:
+                normalize(a, tokens, thread, 0)
             x = a[Arg.X] + a[Arg.X_PRIVATE] * thread * a[Arg.X_STRIDE]
             row(args, x, a[Arg.ACT] + thread * a[Arg.ACT_STRIDE])
         else:
             for t in range(tokens * thread // threads, tokens * (thread + 1) // threads):
+                if norm:
+                    normalize(a, tokens, thread, t)
                 row(args, a[Arg.X] + t * a[Arg.X_STRIDE], a[Arg.ACT] + t * a[Arg.ACT_STRIDE])
 
     return quantize

@@ -132,6 +132,7 @@ def test_positions_that_rows_see_are_counted_one_by_one(window: int, position: i
         ("attention/part=append,kv=fp16,dim=64", "append"),
         ("rope/style=half", "rope"),
         ("quantize/planes=2", "quantize"),
+        ("quantize/planes=2,norm=1", "norm+quantize"),
     ],
 )
 def test_an_op_without_a_weight_is_named_after_its_kernel(kernel: str, label: str) -> None:

@@ -23,6 +23,7 @@ from edgellm.kernels.layout import (
     Embed,
     LinearF,
     LinearQ,
+    Norm,
     Quantize,
     TileLayout,
     align,
@@ -77,7 +78,7 @@ def bytes_at(where: int, count: int) -> bytes:
 
 
 def quantize(
-    run_kernel, target: Target, x: np.ndarray, planes: int, shift: int = 0
+    run_kernel, target: Target, x: np.ndarray, planes: int, shift: int = 0, norm: np.ndarray | None = None
 ) -> tuple[np.ndarray, ActLayout]:
     tokens, k = x.shape
     layout = ActLayout(k)
@@ -86,8 +87,11 @@ def quantize(
         Quantize, X=address(x), X_STRIDE=4 * k, ACT=address(act), ACT_STRIDE=layout.stride,
         BLOCKS=layout.blocks, LOW=layout.low, SCALE=layout.scale, FSUM32=layout.fsum32,
         START32=layout.start32, FSUM16=layout.fsum16, START16=layout.start16, SHIFT=shift,
+        NORM=0 if norm is None else address(norm),
     )  # fmt: skip
-    run_kernel(target, f"quantize/planes={planes}", args, TOKENS=tokens)
+    run_kernel(
+        target, f"quantize/planes={planes}{',norm=1' if norm is not None else ''}", args, TOKENS=tokens
+    )
     return act.reshape(-1, layout.stride)[:tokens], layout
 
 
@@ -118,6 +122,34 @@ def test_quantize_rounds_to_nearest_and_keeps_sums(run_kernel, target: Target, p
     np.testing.assert_array_equal(start16, -8 * sums)
     fsum16 = act[:, layout.fsum16 : layout.start16].copy().view(np.float32)
     np.testing.assert_allclose(fsum16, sums * np.repeat(scale, 2, axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_quantize_with_a_norm_is_a_norm_and_then_quantize(
+    run_kernel, target: Target, layer: int, tokens: int
+) -> None:
+    k = 96
+    rng = np.random.default_rng(4)
+    x, weight, bias, plain, fused = (
+        aligned(n * k, np.float32).reshape(n, k) for n in (tokens, 1, 1, tokens, tokens)
+    )
+    for values in (x, weight, bias):
+        values[:] = rng.standard_normal(values.shape)
+    fields = {
+        "X": address(x), "X_STRIDE": 4 * k, "X_PRIVATE": 1, "OUT_STRIDE": 4 * k, "OUT_PRIVATE": 1,
+        "GROUPS": 1, "WIDTH": k, "EPS": 1e-5, "WEIGHT": address(weight), "BIAS": address(bias) * layer,
+        "LAYER": layer,
+    }  # fmt: skip
+    run_kernel(target, "norm", record(Norm, OUT=address(plain), **fields), TOKENS=tokens)
+    expected, shape = quantize(run_kernel, target, plain, 2, shift=3)
+    norm = record(Norm, OUT=address(fused), **fields)
+    found, _ = quantize(run_kernel, target, fused, 2, shift=3, norm=norm)
+    # LLVM may add up a row in another order, which moves its values by a few units in the last place.
+    np.testing.assert_allclose(fused, plain, rtol=1e-5, atol=1e-6)
+    (codes, scales), (codes_before, scales_before) = (integers_of(act, shape, 2) for act in (found, expected))
+    np.testing.assert_allclose(codes, codes_before, rtol=0, atol=1)
+    np.testing.assert_allclose(scales, scales_before, rtol=1e-5)
 
 
 def linear_q(

@@ -31,6 +31,8 @@ class Cost:
 def kernel_label(kernel: str) -> str:
     """The label of an instruction that is known by its kernel: "elementwise/function=add" -> "add"."""
     name, _, parameters = kernel.partition("/")
+    if name == "quantize" and "norm=1" in parameters:
+        return "norm+quantize"
     first = parameters.partition(",")[0]
     return first.partition("=")[2] if name in ("elementwise", "attention") else name
 

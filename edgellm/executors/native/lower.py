@@ -1,8 +1,8 @@
 """Lowers a Program to a flat list of native instructions: kernels with their argument records.
 
 Three things happen on the way. A Linear or Ffn whose result is only added to another buffer adds it
-itself. An input of quantised weights is quantised once, right before its first use. And a barrier is
-set only between instructions that touch the same data from different threads.
+itself. An input of quantised weights is quantised once, right before its first use, together with the norm
+that makes it. And a barrier is set only between instructions that touch the same data from different threads.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ class Instruction:
     cost: Cost
     barrier_one: bool = False
     barrier_many: bool = False
+
+
+@dataclass
+class _Norm:
+    """A norm of whole rows that is not emitted yet."""
+
+    x: Buffer
+    out: Buffer
+    fields: dict[str, int | float]
 
 
 @dataclass
@@ -99,6 +108,7 @@ class Lowering:
         self._hazards = Hazards()
         # width -> buffer whose content the activation row holds, and the zero point of its sums
         self._quantized: dict[int, tuple[str, int | None]] = {}
+        self._pending: _Norm | None = None
         self._kv = kv
         self._kv_before = kv_bytes_before(program, kv)
         handlers: dict[type, Callable] = {
@@ -126,6 +136,7 @@ class Lowering:
                 handlers[type(op)](op)
             if i == last:
                 self._select(_live(self._rest))
+        self._emit_pending()
         self.result.instructions[-1].barrier_one = self.result.instructions[-1].barrier_many = True
 
     # -- ops ---------------------------------------------------------------------------------------
@@ -156,12 +167,16 @@ class Lowering:
         out = self._write(op.out, x.width, private)
         weight = self._vector(op.weight, op.width, 1.0, op.weight_offset)
         bias = 0 if op.bias is None else self._vector(op.bias, op.width, 0.0)
-        self._emit(
-            "norm", "Norm", reads=[x], writes=[out], X=x.address, X_STRIDE=x.stride,
-            X_PRIVATE=int(x.private), OUT=out.address, OUT_STRIDE=out.stride, OUT_PRIVATE=int(private),
-            GROUPS=groups, WIDTH=op.width, EPS=float(op.eps), WEIGHT=weight, BIAS=bias,
-            LAYER=int(op.kind == "layer"),
-        )  # fmt: skip
+        fields: dict[str, int | float] = {
+            "X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private),
+            "OUT": out.address, "OUT_STRIDE": out.stride, "OUT_PRIVATE": int(private),
+            "GROUPS": groups, "WIDTH": op.width, "EPS": float(op.eps), "WEIGHT": weight, "BIAS": bias,
+            "LAYER": int(op.kind == "layer"),
+        }  # fmt: skip
+        self._emit_pending()
+        self._pending = _Norm(x, out, fields)
+        if not private:
+            self._emit_pending()
 
     def _linear(
         self, x_name: str, out_name: str, weight: ops.Weight, bias: ops.Weight | None,
@@ -263,6 +278,7 @@ class Lowering:
     def _select(self, names: Sequence[str]) -> None:
         """From here on only the wanted rows count; `names` are the buffers that are still needed. A lone
         row stays where it is, so nobody has to wait; of several rows, any thread may have written any."""
+        self._emit_pending()
         self.result.instructions[-1].barrier_many = True
         for name in names:
             x = self._space[name]
@@ -296,8 +312,15 @@ class Lowering:
         held, held_shift = self._quantized.get(x.width, ("", None))
         if held != name or (shift is not None and shift != held_shift):
             shape = ActLayout(x.width)
+            kernel, norm = f"quantize/planes={self._planes}", self._take_norm(x)
+            reads, writes, norm_address = [x], [act], 0
+            if norm is not None:
+                kernel += ",norm=1"
+                reads, writes = [norm.x], [x, act]
+                self.result.constants.append(record(layout.Norm, **norm.fields))
+                norm_address = address(self.result.constants[-1])
             self._emit(
-                f"quantize/planes={self._planes}", "Quantize", reads=[x], writes=[act],
+                kernel, "Quantize", reads=reads, writes=writes, NORM=norm_address,
                 X=x.address, X_STRIDE=x.stride, X_PRIVATE=int(x.private),
                 ACT=act.address, ACT_STRIDE=shape.stride, BLOCKS=shape.blocks, LOW=shape.low,
                 SCALE=shape.scale, FSUM32=shape.fsum32, START32=shape.start32,
@@ -305,6 +328,14 @@ class Lowering:
             )  # fmt: skip
             self._quantized[x.width] = name, shift
         return act
+
+    def _take_norm(self, x: Buffer) -> _Norm | None:
+        """The norm that makes x and is still to be emitted, for x's reader to do; None if there is none."""
+        norm = self._pending
+        if norm is None or norm.out.key != x.key:
+            return None
+        self._pending = None
+        return norm
 
     def _write(self, name: str, width: int, private: bool = False) -> Buffer:
         """The buffer `name` about to get new content."""
@@ -323,10 +354,17 @@ class Lowering:
         self.result.constants.append(data)
         return address(data)
 
+    def _emit_pending(self) -> None:
+        """Emits the norm that waits for a reader that would do it."""
+        norm, self._pending = self._pending, None
+        if norm is not None:
+            self._emit("norm", "Norm", reads=[norm.x], writes=[norm.out], **norm.fields)
+
     def _emit(
         self, kernel: str, slots: str, *, reads: Sequence[Buffer | str], writes: Sequence[Buffer | str],
         **fields: int | float,
     ) -> None:  # fmt: skip
+        self._emit_pending()
         one, many = self._hazards.before(reads, writes)
         if self.result.instructions:
             last = self.result.instructions[-1]
