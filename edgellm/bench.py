@@ -106,10 +106,11 @@ def _kv_bytes(sessions: Sequence[Session]) -> int | None:
 
 
 def profile_steps(
-    model: Model, executor: NativeExecutor, *, prompt: int, generate: int, depth: int
+    model: Model, executor: NativeExecutor, *, prompt: int, generate: int, depth: int, sequences: int = 1
 ) -> dict[str, Step]:
-    """One profiled step each of "decode" and "prefill", as far as they are measured at all."""
-    from edgellm.roofline import DECODE_SAMPLES, PREFILL_SAMPLES, profile
+    """One profiled step each of "decode", "batch" (decode of several sequences) and "prefill", as far as
+    they are measured at all."""
+    from edgellm.roofline import DECODE_SAMPLES, PREFILL_SAMPLES, profile, profile_batch
 
     tokens = np.random.default_rng(0).integers(0, model.program.vocab_size, depth + max(prompt, 1))
     session = model.new_session(len(tokens))
@@ -118,6 +119,11 @@ def profile_steps(
     steps = {}
     if generate:
         steps["decode"] = profile(executor, session, tokens[depth : depth + 1], DECODE_SAMPLES)
+    if generate and sequences > 1:
+        together = [model.new_session(len(tokens)) for _ in range(sequences)]
+        for one in together if depth else ():
+            one.prefill(tokens[:depth])
+        steps["batch"] = profile_batch(executor, together, DECODE_SAMPLES)
     if prompt:
         steps["prefill"] = profile(executor, session, tokens[depth:], PREFILL_SAMPLES)
     return steps

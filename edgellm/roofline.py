@@ -45,12 +45,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """One profiled call: `tokens` tokens behind `depth` others. The ops' times are medians of several."""
+    """One profiled call: `tokens` tokens behind `depth` others, or one token in each of `sequences`
+    sequences. The ops' times are medians of several."""
 
     tokens: int
     depth: int
     seconds: float
     ops: list[OpTime]
+    sequences: int = 1
 
     def report(self, machine: Machine) -> dict[str, Any]:
         """As JSON. "bound_seconds" is what the op would take at its bound, "share" how much of that it
@@ -60,7 +62,10 @@ class Step:
             name, least = machine.bound(op)
             share = least / op.seconds if name and op.seconds else None
             rows.append({**asdict(op), "bound": name, "bound_seconds": least, "share": share})
-        return {"tokens": self.tokens, "depth": self.depth, "step_seconds": self.seconds, "ops": rows}
+        return {
+            "tokens": self.tokens, "depth": self.depth, "sequences": self.sequences,
+            "step_seconds": self.seconds, "ops": rows,
+        }  # fmt: skip
 
 
 def profile(
@@ -73,6 +78,17 @@ def profile(
         runs.append(executor.profile(session, tokens))
         session.rewind(depth)
     return Step(len(tokens), depth, *median(runs))
+
+
+def profile_batch(executor: NativeExecutor, sessions: Sequence[Session], samples: int) -> Step:
+    """Profile one decoded token in each session, `samples` times; their positions, all the same, stay."""
+    depth = sessions[0].position
+    runs = []
+    for _ in range(samples):
+        runs.append(executor.profile_batch(sessions, [0] * len(sessions)))
+        for session in sessions:
+            session.rewind(depth)
+    return Step(len(sessions), depth, *median(runs), sequences=len(sessions))
 
 
 def median(runs: Sequence[list[OpTime]]) -> tuple[float, list[OpTime]]:
@@ -92,6 +108,8 @@ def table(step: dict[str, Any]) -> str:
     """What `Step.report` returned, for a person."""
     seconds = step["step_seconds"]
     what = "decode" if step["tokens"] == 1 else f"prefill of {step['tokens']} tokens"
+    if step["sequences"] > 1:
+        what = f"decode of {step['sequences']} sequences"
     depth = f" at depth {step['depth']}" if step["depth"] else ""
     lines = [
         f"{what}{depth}: {_time(seconds)} a step, {step['tokens'] / seconds:.1f} tokens/s while profiled",

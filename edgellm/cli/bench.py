@@ -76,7 +76,14 @@ def bench(
         )
         found = report(model, loaded, results, kv_bytes) | {"kv": kv.value, "activations": activations.value}
         if ops or json:
-            found |= roofline(loaded, prompt=prompt, generate=generate, depth=depth, stream=_stream(found))
+            found |= roofline(
+                loaded,
+                prompt=prompt,
+                generate=generate,
+                depth=depth,
+                sequences=sequences,
+                stream=_stream(found),
+            )
     if json:
         from edgellm.cli.output import print_json
 
@@ -125,7 +132,9 @@ def _stream(found: dict[str, Any]) -> float:
     return float(found["bandwidth"]["stream_bytes_per_second"])
 
 
-def roofline(loaded: Model, *, prompt: int, generate: int, depth: int, stream: float) -> dict[str, Any]:
+def roofline(
+    loaded: Model, *, prompt: int, generate: int, depth: int, sequences: int, stream: float
+) -> dict[str, Any]:
     """The JSON object's "peak" (multiply-adds per second) and "ops"; None for both where the executor cannot
     tell the time of an op."""
     from edgellm.bench import profile_steps
@@ -138,7 +147,9 @@ def roofline(loaded: Model, *, prompt: int, generate: int, depth: int, stream: f
 
     peak = peak_rate(loaded.threads, loaded.executor.target)
     machine = Machine(stream, peak.int8, peak.float32)
-    steps = profile_steps(loaded, loaded.executor, prompt=prompt, generate=generate, depth=depth)
+    steps = profile_steps(
+        loaded, loaded.executor, prompt=prompt, generate=generate, depth=depth, sequences=sequences
+    )
     return {
         "peak": {"int8_macs_per_second": peak.int8, "float32_macs_per_second": peak.float32},
         "ops": {name: step.report(machine) for name, step in steps.items()},

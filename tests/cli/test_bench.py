@@ -43,8 +43,8 @@ def test_json_tells_of_each_op_what_bounds_it(json_of, tiny):
     for step in (decode, prefill):
         ops = {op["label"]: op for op in step["ops"]}
         assert ops["ffn_down"]["calls"] == 2  # one a layer
-        assert ops["norm"]["calls"] == 5
-        assert ops["norm"]["bound"] is None
+        assert ops["norm+quantize"]["calls"] == 5
+        assert ops["norm+quantize"]["bound"] is None
         assert 0 < sum(op["mean_seconds"] for op in step["ops"]) <= 1.5 * step["step_seconds"]
     down = {op["label"]: op for op in decode["ops"]}["ffn_down"]
     stream = found["bandwidth"]["stream_bytes_per_second"]
@@ -53,11 +53,14 @@ def test_json_tells_of_each_op_what_bounds_it(json_of, tiny):
 
 
 def test_ops_are_told_to_a_person_who_asks(edgellm, tiny):
-    plain, told = (edgellm("bench", tiny, *SMALL, *more).stdout for more in ([], ["--ops"]))
+    plain, told = (
+        edgellm("bench", tiny, *SMALL, *more).stdout for more in ([], ["--ops", "--sequences", "3"])
+    )
     assert "ffn_down" not in plain
     assert "decode: " in told
     assert "prefill of 8 tokens: " in told
-    assert told.count("ffn_down") == 2
+    assert "decode of 3 sequences: " in told
+    assert told.count("ffn_down") == 3
 
 
 @pytest.mark.parametrize("executor", ["native", "reference"])

@@ -73,6 +73,20 @@ def test_a_decoded_token_needs_every_matrix_once(executor: NativeExecutor) -> No
     )
 
 
+def test_sequences_in_one_step_read_the_weights_once(executor: NativeExecutor) -> None:
+    sessions = [executor.new_session(64) for _ in range(4)]
+    for session in sessions:
+        session.prefill(np.arange(10))
+    alone = by_label(executor.profile(sessions[0], [1]))
+    sessions[0].rewind(10)
+    together = by_label(executor.profile_batch(sessions, [1] * 4))
+    assert [session.position for session in sessions] == [11] * 4
+    for label in MATRICES:
+        assert together[label].weight_bytes == alone[label].weight_bytes
+        assert together[label].int8_macs == 4 * alone[label].int8_macs
+    assert together["attend"].kv_bytes == 4 * alone["attend"].kv_bytes
+
+
 def test_attention_reads_the_cache_up_to_the_token_itself(executor: NativeExecutor) -> None:
     session = executor.new_session(64)
     session.prefill(np.arange(10))

@@ -127,10 +127,17 @@ class NativeExecutor(Executor):
     def profile(self, session: Session, tokens: Sequence[int] | np.ndarray) -> list[OpTime]:
         """Consume tokens in a session of this executor, as `session.forward` does, and tell where the time
         went. Raises EdgeError as `forward` does. Nobody else may use the executor meanwhile."""
+        return self._profiled(lambda: session.forward(tokens))
+
+    def profile_batch(self, sessions: Sequence[Session], tokens: Sequence[int]) -> list[OpTime]:
+        """The same of one token in each of several sessions, as `decode_batch` consumes them."""
+        return self._profiled(lambda: self.decode_batch(sessions, tokens))
+
+    def _profiled(self, call: Callable[[], object]) -> list[OpTime]:
         profiler = Profiler(self._lowered, self._step, self.threads, self.target)
         self._profiler = profiler
         try:
-            session.forward(tokens)
+            call()
         finally:
             self._profiler = None
         return profiler.result()
