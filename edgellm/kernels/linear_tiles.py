@@ -16,7 +16,7 @@ from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE, TileLayout
 from edgellm.kernels.layout import LinearQ as Arg
 from edgellm.kernels.simd.emit import I32, I64, V16F16, V16F32, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.tiles import TILE_BYTES, Tiles, room
+from edgellm.kernels.simd.tiles import TILE_BYTES, Tiles
 from edgellm.kernels.unpack import unpack
 
 TOKENS = 16
@@ -57,7 +57,7 @@ class _Panel:
         # Registers 0 and 1 hold the sums of the planes, 2 and 3 activations, 4 weights.
         sums, left, right = (ROWS, 64), (TOKENS, block), (block // 4, 64)
         self.tiles = Tiles(e, [sums, sums, left, left, right])
-        self.codes, self.sums = room(e, ROWS * MOST_INPUTS), room(e, 2 * TILE_BYTES)
+        self.codes, self.sums = e.room(ROWS * MOST_INPUTS), e.room(2 * TILE_BYTES)
 
     def emit(self, w: Any, act: Any, groups: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> None:
         e, b = self.e, self.e.b

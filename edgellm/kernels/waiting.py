@@ -19,16 +19,23 @@ from edgellm.kernels.simd.scalar import atomic_add, atomic_load, i64_at, make_pa
 
 SPINS = 2000  # about 40 us, which is far more than threads of an idle machine differ by
 CALM = 8  # waits
-MOST_HASTE = 4  # halvings: still longer than one op's threads differ by
-_FUTEX = {"x86_64": 202, "aarch64": 98}  # number of the system call
+MOST_HASTE = 6  # halvings: less than a microsecond remains
+# Numbers of the system calls.
+_FUTEX = {"x86_64": 202, "aarch64": 98}
+_GETRUSAGE = {"x86_64": 98, "aarch64": 165}
 _WAIT, _WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE, private to the process
+_RUSAGE_WORDS, _PREEMPTED = 18, 17  # int64 of Linux's struct rusage, and which of them is ru_nivcsw
+
+
+def _syscall(e: Emit, number: int, *arguments: Any) -> None:
+    fnty = ir.FunctionType(I64, [I64], var_arg=True)
+    fn = e.b.module.globals.get("syscall") or ir.Function(e.b.module, fnty, "syscall")
+    e.b.call(fn, [ir.Constant(I64, number), *arguments])
 
 
 def _futex(e: Emit, number: int, address: Any, operation: int, value: Any) -> None:
-    fnty = ir.FunctionType(I64, [I64], var_arg=True)
-    fn = e.b.module.globals.get("syscall") or ir.Function(e.b.module, fnty, "syscall")
     word, null = e.b.inttoptr(address, PTR), ir.Constant(PTR, None)
-    e.b.call(fn, [ir.Constant(I64, number), word, ir.Constant(I32, operation), value, null])
+    _syscall(e, number, word, ir.Constant(I32, operation), value, null)
 
 
 def make_waiting(target: Target) -> tuple[Any, Any]:
@@ -61,15 +68,40 @@ def make_waiting(target: Target) -> tuple[Any, Any]:
     return sleep_while, wake_all
 
 
+def make_preempted(target: Target) -> Any:
+    """Intrinsic preempted(): how often the system has taken the CPU from one of this process's threads to
+    give it to others, so far. Where it does not tell, 0."""
+    machine = target.triple.split("-")[0]
+    number = _GETRUSAGE.get(machine) if "linux" in target.triple else None
+
+    @intrinsic
+    def preempted(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            e = Emit(builder, target)
+            if number is None:
+                return e.i64(0)
+            memory = e.room(8 * _RUSAGE_WORDS)
+            _syscall(e, number, ir.Constant(I32, 0), builder.inttoptr(memory, PTR))
+            return e.load(e.offset(memory, 8 * _PREEMPTED), I64, 8)
+
+        return types.int64(), codegen
+
+    return preempted
+
+
 def make_barrier(target: Target) -> Any:
     """barrier(address, threads): returns when all `threads` threads have called it.
 
-    At the address: int64 arrivals, which only ever grow; 64 bytes on, int64 sleepers, then the haste: each
-    wait that ends in sleep halves the spinning of the next ones, CALM waits that do not double it again.
+    At the address: int64 arrivals, which only ever grow; 64 bytes on, int64 sleepers, then the haste, and
+    how often threads had been preempted. A wait that ends in sleep halves the spinning of the next ones if
+    a thread has lost its CPU to others since the last such wait; CALM waits for which that is not so double
+    it again. A wait that is long for another reason, as when the machine is a virtual one that its host
+    pauses, says nothing about the next, and sleeping in all of them would cost a wake-up each.
     (Threads write it without care for each other; any value will do.)
     """
     pause = make_pause(target)
     sleep_while, wake_all = make_waiting(target)
+    preempted = make_preempted(target)
 
     @numba.njit(inline="always")
     def barrier(address, threads):  # type: ignore[no-untyped-def]
@@ -85,7 +117,8 @@ def make_barrier(target: Target) -> Any:
                 haste[0] = max(0, haste[0] - 1)
                 return
             pause()
-        haste[0] = min(MOST_HASTE * CALM, haste[0] + CALM)
+        before, haste[1] = haste[1], preempted()
+        haste[0] = max(0, haste[0] - 1) if haste[1] == before else min(MOST_HASTE * CALM, haste[0] + CALM)
         # Sleepers count themselves before they look again, and the last to arrive looks for sleepers after
         # it has counted itself: one of the two sees the other.
         atomic_add(address + 64, 1)

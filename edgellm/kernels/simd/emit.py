@@ -52,6 +52,13 @@ class Emit:
     def scaled(self, index: Any, factor: int) -> Any:
         return self.b.mul(index, self.i64(factor))
 
+    def room(self, nbytes: int) -> Any:
+        """Address of `nbytes` on the stack, a multiple of 64; the same at every turn of a loop around it."""
+        with self.b.goto_entry_block():
+            slot = self.b.alloca(ir.ArrayType(I8, nbytes))
+        slot.align = 64
+        return self.b.ptrtoint(slot, I64)
+
     def load(self, addr: Any, ty: ir.Type, align: int = 1) -> Any:
         return self.b.load(self.b.inttoptr(addr, PTR), typ=ty, align=align)
 

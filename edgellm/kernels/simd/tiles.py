@@ -29,14 +29,14 @@ class Tiles:
         self.e, self.shapes = e, shapes
         self._memory = None
         if e.target.tiles == "emulated":
-            self._memory = self._room(COUNT * TILE_BYTES)
+            self._memory = self.e.room(COUNT * TILE_BYTES)
 
     def configure(self) -> None:
         """Set the shapes; leaves every register zero."""
         if self._memory is not None:
             return
         e, b = self.e, self.e.b
-        config = self._room(64)
+        config = self.e.room(64)
         for at in range(0, 64, 8):
             e.store(e.i64(0), e.offset(config, at), 8)
         e.store(ir.Constant(I8, 1), config)  # palette 1
@@ -112,16 +112,5 @@ class Tiles:
     def _at(self, number: int, row: Any) -> Any:
         return self.e.offset(self._memory, TILE_BYTES * number, self.e.scaled(row, 64))
 
-    def _room(self, nbytes: int) -> Any:
-        return room(self.e, nbytes)
-
     def _call(self, name: str, types: list[ir.Type], args: list[Any]) -> None:
         self.e.b.call(self.e.intrinsic(f"llvm.x86.{name}", ir.VoidType(), types), args)
-
-
-def room(e: Emit, nbytes: int) -> Any:
-    """Address of `nbytes` on the stack, a multiple of 64; the same at every turn of a loop around it."""
-    with e.b.goto_entry_block():
-        slot = e.b.alloca(ir.ArrayType(I8, nbytes))
-    slot.align = 64
-    return e.b.ptrtoint(slot, I64)
