@@ -17,18 +17,20 @@ from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at, make_half_lane, 
 def make_code_at(form: TileLayout) -> Callable[..., int]:
     """Inlined code_at(codes, row, i): the code of input i of a group, from the group's bytes."""
     planes = form.planes
-    (bits, _, _), (high_bits, high_shift, high_offset) = planes[0], planes[-1]
+    (bits, _, offset), (high_bits, high_shift, high_offset) = planes[0], planes[-1]
     two = len(planes) == 2
+    strip, strip_bytes = form.strip, form.strip_bytes
 
     @numba.njit(inline="always")
     def part(codes, r, i, bits, offset):  # type: ignore[no-untyped-def]
         per_unit = 32 // bits
-        byte = codes[offset + i // per_unit * 64 + r * 4 + i % 4]
-        return (byte >> (i % per_unit // 4 * bits)) & ((1 << bits) - 1)
+        place = i % strip
+        byte = codes[i // strip * strip_bytes + offset + place // per_unit * 64 + r * 4 + i % 4]
+        return (byte >> (place % per_unit // 4 * bits)) & ((1 << bits) - 1)
 
     @numba.njit(inline="always")
     def code_at(codes, r, i):  # type: ignore[no-untyped-def]
-        code = part(codes, r, i, bits, 0)
+        code = part(codes, r, i, bits, offset)
         if two:
             code |= part(codes, r, i, high_bits, high_offset) << high_shift
         return code

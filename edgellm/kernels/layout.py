@@ -161,7 +161,7 @@ class ActLayout:
 
 
 class Plane(NamedTuple):
-    """Bits [shift, shift + bits) of the codes of a group; its units begin `offset` bytes into the codes."""
+    """Bits [shift, shift + bits) of the codes of a strip; its units begin `offset` bytes into the strip."""
 
     bits: int
     shift: int
@@ -175,9 +175,11 @@ class TileLayout:
     float32 row_scale[16]; then groups, each a line of 64 bytes with scales followed by the codes that they
     belong to. With a minimum a group is one block: float16 scale[16], float16 min[16], codes. Without, it
     is two: float16 scale[16] of either, codes of either; an odd last block has the group to itself.
-    The codes of a group are split into planes of 8, 4, 2 or 1 bits (5 bits: 4 low ones and 1 high one), a
-    plane after the other. A unit of 64 bytes of a plane of b bits holds 32 / b inputs of every row: byte
-    4 * row + i has those of the inputs i, 4 + i, 8 + i, ... at its bits 0, b, 2 b, ...
+    The codes of a strip of inputs (a block, or more if a unit needs it) are split into planes of 8, 4, 2 or 1
+    bits (5 bits: 4 low ones and 1 high one), the high ones first: in this order they are needed, and a CPU
+    reads ahead only what is read in the order of addresses. A unit of 64 bytes of a plane of b bits holds
+    32 / b inputs of every row: byte 4 * row + i has those of the inputs i, 4 + i, 8 + i, ... at its bits
+    0, b, 2 b, ...
     weight = row_scale * (scale * (code - 2^zero_shift)), with asym row_scale * (scale * code + min).
     """
 
@@ -200,15 +202,24 @@ class TileLayout:
         return -(-self.blocks // self.group)
 
     @property
+    def strip(self) -> int:
+        """Inputs whose planes lie together."""
+        return max(self.block, 32 // (self.bits & -self.bits))
+
+    @property
+    def strip_bytes(self) -> int:
+        return ROWS * self.strip * self.bits // 8
+
+    @property
     def planes(self) -> tuple[Plane, ...]:
         """The lowest bits first."""
         found: list[Plane] = []
-        shift = offset = 0
+        shift, end = 0, self.strip_bytes
         for bits in (8, 4, 2, 1):
             if self.bits - shift >= bits:
-                found.append(Plane(bits, shift, offset))
+                end -= ROWS * self.strip * bits // 8
+                found.append(Plane(bits, shift, end))
                 shift += bits
-                offset += 64 * (self.group * self.block * bits // 32)
         return tuple(found)
 
     @property

@@ -50,16 +50,17 @@ def _quantized(target: Target, type_name: str) -> Callable[..., None]:
     layout = form.layout(0)
     per_line, group_stride, planes = layout.group, layout.group_stride, layout.planes
     inputs, span = layout.group * block, form.span
-    (bits, _, _), (high_bits, high_shift, high_offset) = planes[0], planes[-1]
+    (bits, _, offset), (high_bits, high_shift, high_offset) = planes[0], planes[-1]
+    strip, strip_bytes = layout.strip, layout.strip_bytes
     two = len(planes) == 2
     store_halves = _make_store_halves(target)
 
     @inlined
     def store_plane(codes, to, bits, shift):  # type: ignore[no-untyped-def]
-        """One plane of a group whose rows of codes are `span` bytes apart; four inputs to a word."""
+        """One plane of a strip whose rows of codes are `span` bytes apart; four inputs to a word."""
         per_unit = 32 // bits
         mask = ((1 << bits) - 1) * 0x01010101
-        for unit in range(inputs // per_unit):
+        for unit in range(strip // per_unit):
             words = u32_at(to + 64 * unit)
             for r in range(ROWS):
                 source = u32_at(codes + r * span + unit * per_unit)
@@ -99,11 +100,12 @@ def _quantized(target: Target, type_name: str) -> Callable[..., None]:
                     rest = u8_at(codes + r * span)
                     for i in range(count, span):
                         rest[i] = 0
-                for i in range(0, count, inputs):
+                for i in range(0, -(-count // inputs) * inputs, strip):
                     group = w + ROW_SCALES + (first + i) // inputs * group_stride + SCALE_LINE
-                    store_plane(codes + i, group, bits, 0)
+                    to = group + (first + i) % inputs // strip * strip_bytes
+                    store_plane(codes + i, to + offset, bits, 0)
                     if two:
-                        store_plane(codes + i, group + high_offset, high_bits, high_shift)
+                        store_plane(codes + i, to + high_offset, high_bits, high_shift)
             for r in range(ROWS):
                 largest[r] = 1
             if relative:

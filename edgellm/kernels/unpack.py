@@ -21,9 +21,10 @@ def unpack(e: Emit, group: Any, form: TileLayout, j: int) -> list[Any]:
     vectors = []
     for first in range(j * form.block, (j + 1) * form.block, 4):
         code = None
-        for plane in form.planes:
+        for plane in reversed(form.planes):  # in the order of addresses
             per_unit = 32 // plane.bits
-            at = plane.offset + 64 * (first // per_unit)
+            strip, place = divmod(first, form.strip)
+            at = strip * form.strip_bytes + plane.offset + 64 * (place // per_unit)
             if at not in units:
                 units[at] = e.load(e.offset(group, at), V64I8, 64)
             part = _moved(b, units[at], plane.bits * (first % per_unit // 4), plane.bits, plane.shift)

@@ -36,6 +36,19 @@ def pack(tensor: Tensor, target: Target, weight: Weight = WHOLE) -> tuple[Packed
     return packed, area
 
 
+def places_of_planes(form: TileLayout) -> list[tuple[int, int, int]]:
+    """(bits, shift, first byte in a strip) of each plane: the high bits come first, and 2 bytes of 16 rows
+    make a bit of an input."""
+    found, at = [], 0
+    for bits in (1, 2, 4, 8):
+        if form.bits & bits:
+            lower = sum(b for b in (2, 4, 8) if b > bits and form.bits & b)
+            found.append((bits, lower, at))
+            at += 2 * bits * form.strip
+    assert at == 2 * form.bits * form.strip
+    return found
+
+
 def read_tiles(area: np.ndarray, form: TileLayout, zero_shift: int) -> np.ndarray:
     """float32 (16 tiles, k) of packed tiles: the description in TileLayout, word by word."""
     tiles = len(area)
@@ -44,15 +57,13 @@ def read_tiles(area: np.ndarray, form: TileLayout, zero_shift: int) -> np.ndarra
     line = groups[..., :64].copy().view(np.float16).reshape(tiles, form.groups, 2, 16).astype(np.float32)
     inputs = form.group * form.block
     codes = np.zeros((tiles, form.groups, inputs, 16), np.int32)
-    begin, shift = 64, 0
-    for bits in (8, 4, 2, 1):
-        if form.bits & bits:
-            units = groups[..., begin : begin + 2 * bits * inputs].reshape(tiles, form.groups, -1, 64)
-            for i in range(inputs):
-                unit, place = divmod(i, 32 // bits)
-                bytes_of_rows = units[:, :, unit, i % 4 :: 4].astype(np.int32)
-                codes[:, :, i] |= ((bytes_of_rows >> (bits * (place // 4))) & (2**bits - 1)) << shift
-            begin, shift = begin + 2 * bits * inputs, shift + bits
+    for bits, shift, at in places_of_planes(form):
+        for i in range(inputs):
+            strip, place = divmod(i, form.strip)
+            unit, place = divmod(place, 32 // bits)
+            begin = 64 + 2 * form.bits * form.strip * strip + at + 64 * unit
+            bytes_of_rows = groups[..., begin + i % 4 : begin + 64 : 4].astype(np.int32)
+            codes[:, :, i] |= ((bytes_of_rows >> (bits * (place // 4))) & (2**bits - 1)) << shift
     codes = codes.reshape(tiles, form.groups, form.group, form.block, 16)
     if form.asym:
         values = codes * line[:, :, :1, None] + line[:, :, 1:, None]
@@ -126,15 +137,13 @@ def test_unpack_finds_the_codes_of_every_block(target: Target, bits: int, asym: 
     inputs = form.group * block
     codes = np.random.default_rng(bits).integers(0, 2**bits, (inputs, 16), dtype=np.uint8)
     group = aligned(form.group_stride - 64, np.uint8)
-    shift = begin = 0
-    for plane_bits in (b for b in (8, 4, 2, 1) if bits & b):
+    for plane_bits, shift, at in places_of_planes(form):
         for i in range(inputs):
-            unit, place = divmod(i, 32 // plane_bits)
+            strip, place = divmod(i, form.strip)
+            unit, place = divmod(place, 32 // plane_bits)
+            begin = 2 * bits * form.strip * strip + at + 64 * unit
             part = (codes[i].astype(np.int32) >> shift) & (2**plane_bits - 1)
-            where = slice(begin + 64 * unit + i % 4, begin + 64 * unit + 64, 4)
-            group[where] |= (part << (plane_bits * (place // 4))).astype(np.uint8)
-        shift, begin = shift + plane_bits, begin + 2 * plane_bits * inputs
-    assert begin == len(group)
+            group[begin + i % 4 : begin + 64 : 4] |= (part << (plane_bits * (place // 4))).astype(np.uint8)
     out = aligned(inputs * 16, np.uint8)
 
     def emit(e: Any, x: Any, y: Any, to: Any) -> None:
