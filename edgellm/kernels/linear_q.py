@@ -178,28 +178,35 @@ def build(
     """The kernel linear_q for one weight form. Threads share out the tiles.
 
     One stream of weights at a time while they come from memory; for many tokens the target's tile
-    registers, or pairs of tiles, which share what is loaded of the activations.
+    registers, or as many sums as its other registers hold: of pairs of tiles, which share what is loaded of
+    the activations, or where codes are costly to unpack for the few products made of each, of more tokens.
     """
     form = TileLayout(0, bits, bool(asym), block)
     group = 4 if target.wide else 2
+    width = 2 if target.wide and planes == 2 and len(form.planes) == 1 else 1
+    step = group if width == 2 or not target.wide else 2 * group
     one = make_tile(target, Shape(form, planes, 1, 1, gate, target.prefetch_bytes))
     ahead = PREFETCH_BYTES if bits <= 4 else target.prefetch_bytes
     few = make_tile(target, Shape(form, planes, 1, group, gate, ahead))
-    pair = make_tile(target, Shape(form, planes, 2, group, gate)) if target.wide else few
+    most = make_tile(target, Shape(form, planes, width, step, gate)) if target.wide else few
     wide, has_tiles = target.wide, target.tiles != ""
     panel = make_panel(target, form, planes, gate) if has_tiles else _no_panel
 
     @numba.njit(inline="always")
     def by_vectors(args, tile, tiles, begin, end, x, out, old, old_stride, bias):  # type: ignore[no-untyped-def]
-        """One tile, or two if `tiles` is 2, for tokens begin to end."""
+        """`tiles` tiles for tokens begin to end: `width` of them at once, or one."""
         a = i64_at(args)
         w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
-        for t in range(begin, end, group):
+        t = begin
+        if tiles == width:
+            while t + (step - group) < end:
+                row, to = x + t * a[Arg.INPUT_STRIDE], out + t * a[Arg.OUT_STRIDE]
+                most(args, w, w + a[Arg.TILE_STRIDE], row, to, old + t * old_stride, old_stride, bias)
+                t += step
+        while t < end:
             row, to = x + t * a[Arg.INPUT_STRIDE], out + t * a[Arg.OUT_STRIDE]
-            if tiles == 2:
-                pair(args, w, w + a[Arg.TILE_STRIDE], row, to, old + t * old_stride, old_stride, bias)
-            else:
-                few(args, w, w, row, to, old + t * old_stride, old_stride, bias)
+            few(args, w, w, row, to, old + t * old_stride, old_stride, bias)
+            t += group
 
     def linear(args: int, state: int, thread: int, threads: int) -> None:
         a, s = i64_at(args), i64_at(state)
@@ -209,13 +216,13 @@ def build(
             x += a[Arg.INPUT_PRIVATE] * thread * stride
         part = max(PART, CACHED_BYTES // stride // PART * PART)
         many = wide and tokens > 2 * group and not (has_tiles and a[Arg.BLOCKS] * block <= MOST_INPUTS)
-        width = 2 if many else 1
+        together = width if many else 1
         fixed = fixed_tiles(tiles, tiles * a[Arg.TILE_STRIDE] * tokens, threads)
         first, last = fixed * thread // threads, fixed * (thread + 1) // threads
         while first < tiles:
             for begin in range(0, tokens, part):
                 end = min(tokens, begin + part)
-                for tile in range(first, last, width):
+                for tile in range(first, last, together):
                     w = a[Arg.WEIGHT] + tile * a[Arg.TILE_STRIDE]
                     out = a[Arg.OUT] + tile * TILE_BYTES
                     bias = a[Arg.BIAS] + tile * TILE_BYTES if a[Arg.BIAS] != 0 else s[State.ZERO]
@@ -232,7 +239,8 @@ def build(
                             to, before = out + begin * a[Arg.OUT_STRIDE], old + begin * old_stride
                             panel(args, w, x + begin * stride, groups, to, before, old_stride, bias)
                             rest += groups * PART
-                    by_vectors(args, tile, min(width, last - tile), rest, end, x, out, old, old_stride, bias)
+                    count = min(together, last - tile) if many else 0
+                    by_vectors(args, tile, count, rest, end, x, out, old, old_stride, bias)
             first = next_tiles(args + 8 * Arg.NEXT, tiles, fixed, threads)
             last = min(tiles, first + chunk_tiles(tiles, fixed, threads))
 
