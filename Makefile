@@ -5,6 +5,8 @@ MODEL  ?=
 TESTS  ?= tests
 PYTEST_ARGS ?=
 BENCH_ARGS  ?=
+# Test processes. A file's tests stay in one, which compiles the kernels that they share.
+JOBS   ?= 2
 
 DEMO := .venv
 TEST := .venv-test
@@ -30,7 +32,7 @@ demo: $(DEMO)/.installed
 	$(DEMO)/bin/edgellm run "$(PROMPT)" -n 128 --temp 0
 
 test: $(TEST)/.installed
-	$(TEST)/bin/python -m pytest --timeout 300 $(TESTS) $(PYTEST_ARGS)
+	$(TEST)/bin/python -m pytest --timeout 600 -n $(JOBS) --dist loadfile $(TESTS) $(PYTEST_ARGS)
 
 test-aarch64: $(TEST)/.installed
 	$(TEST)/bin/python -m tools.aarch64 $(PYTEST_ARGS)
