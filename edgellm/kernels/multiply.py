@@ -5,23 +5,74 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.layout import Multiply as Arg
-from edgellm.kernels.peak import SLOTS, block
+from edgellm.kernels.peak import SLOTS, TILE_SIDE, block
 from edgellm.kernels.simd.dot4 import dot4
-from edgellm.kernels.simd.emit import V16F32, V16I32, V64I8, Emit, const
+from edgellm.kernels.simd.emit import I64, V16F32, V16I32, V64I8, Emit, const
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
+from edgellm.kernels.simd.tiles import TILE_BYTES, Tiles
 
 
 def build(target: Target, kind: str) -> Callable[..., None]:
-    """The kernel multiply. kind: "int8" for dot4 on bytes, 64 multiply-adds each, "float" for float32.
+    """The kernel multiply. kind: "int8" for dot4 on bytes, 64 multiply-adds each, "float" for float32,
+    "tiles" for bytes in tile registers.
 
     The values at ADDRESS: SLOTS of 64 bytes for the left side, then those of the right side. A turn takes
-    the next ones on the left, so that no product can be computed once and kept.
+    the next ones on the left, so that no product can be computed once and kept. Of tiles: TILE_SIDE tiles
+    for either side, and a turn multiplies each with each. OUT: the sum of all products; of tiles their
+    first row.
     """
+    turns = _make_tile_turns(target) if kind == "tiles" else _make_vector_turns(target, kind)
+
+    def multiply(args: int, state: int, thread: int, threads: int) -> None:
+        a = i64_at(args)
+        turns(a[Arg.ADDRESS], a[Arg.TURNS], a[Arg.OUT] + 64 * thread)
+
+    return multiply
+
+
+def _make_tile_turns(target: Target) -> Any:
+    sides = [range(TILE_SIDE**2 + n * TILE_SIDE, TILE_SIDE**2 + (n + 1) * TILE_SIDE) for n in range(2)]
+
+    @intrinsic
+    def turns(typingctx: Any, address: Any, count: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            e = Emit(builder, target)
+            start, number, out_at = values
+            tiles = Tiles(e, [(16, 64)] * (TILE_SIDE**2 + 2 * TILE_SIDE))
+            tiles.configure()
+            for i in range(TILE_SIDE**2):
+                tiles.zero(i)
+            for i, register in enumerate([*sides[0], *sides[1]]):
+                tiles.load(register, e.offset(start, TILE_BYTES * i), ir.Constant(I64, 64))
+
+            def body(i: Any) -> list[Any]:
+                for n, a in enumerate(sides[0]):
+                    for m, b in enumerate(sides[1]):
+                        tiles.dot(TILE_SIDE * n + m, a, b)
+                return []
+
+            e.loop(number, [], body)
+            held = e.room(TILE_BYTES)
+            total = const(V16I32, 0)
+            for i in range(TILE_SIDE**2):
+                tiles.store(i, held)
+                total = builder.add(total, e.load(held, V16I32, 64))
+            tiles.release()
+            e.store(total, out_at, 64)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return turns
+
+
+def _make_vector_turns(target: Target, kind: str) -> Any:
     left, right = block(target, kind)
     ty, zero = (V64I8, const(V16I32, 0)) if kind == "int8" else (V16F32, const(V16F32, 0.0))
 
@@ -50,8 +101,4 @@ def build(target: Target, kind: str) -> Callable[..., None]:
 
         return types.void(types.int64, types.int64, types.int64), codegen
 
-    def multiply(args: int, state: int, thread: int, threads: int) -> None:
-        a = i64_at(args)
-        turns(a[Arg.ADDRESS], a[Arg.TURNS], a[Arg.OUT] + 64 * thread)
-
-    return multiply
+    return turns

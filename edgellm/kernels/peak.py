@@ -16,7 +16,9 @@ from edgellm.kernels.team import Team
 PASS_SECONDS = 0.01
 PASSES = 15
 SLOTS = 16  # 64-byte values of the left side, which the kernel goes through in turn
-_MACS = {"int8": 64, "float": 16}  # of one product
+TILE_SIDE = 2  # tiles of a side: four sums hide the latency of a tile product
+_TILE_BYTES = 1024
+_MACS = {"int8": 64, "float": 16, "tiles": 16 * 16 * 64}  # of one product
 # Values on the left and the right of a block of products, each with a sum of its own: enough sums to hide
 # the latency of an instruction, few enough for all of them to stay in registers.
 _BLOCKS = {
@@ -44,7 +46,8 @@ def measure(threads: int, target: Target | None = None) -> Peak:
     target = target or host_target()
     team = Team(threads, target)
     try:
-        return Peak(_rate(team, target, "int8"), _rate(team, target, "float"))
+        integers = "tiles" if target.tiles else "int8"
+        return Peak(_rate(team, target, integers), _rate(team, target, "float"))
     finally:
         team.close()
 
@@ -52,11 +55,11 @@ def measure(threads: int, target: Target | None = None) -> Peak:
 def _rate(team: Team, target: Target, kind: str) -> float:
     name = f"multiply/kind={kind}"
     kernel = load_kernels([name], target)[name]
-    left, right = block(target, kind)
-    size = 64 * (SLOTS + right)
+    left, right = (TILE_SIDE, TILE_SIDE) if kind == "tiles" else block(target, kind)
+    size = 2 * TILE_SIDE * _TILE_BYTES if kind == "tiles" else 64 * (SLOTS + right)
     rng = np.random.default_rng(0)
     values = aligned(size, np.uint8)
-    if kind == "int8":
+    if kind != "float":
         values[:] = rng.integers(0, 16, size)
     else:
         values.view(np.float32)[:] = rng.random(size // 4)

@@ -107,6 +107,13 @@ def test_level_uses_its_own_instructions_and_no_better_ones(
     assert not forbidden & found
 
 
+def test_peak_of_tiles_is_nothing_but_products() -> None:
+    found = instructions(kernel_assembly("multiply/kind=tiles", target_for("amx", TRIPLES["x86_64"])))
+    assert found.count("tdpbsud") == 4  # in the loop, each into a register of its own
+    first, last = found.index("tdpbsud"), len(found) - found[::-1].index("tdpbsud")
+    assert not {"tileloadd", "tilestored", "tilezero"} & set(found[first:last])
+
+
 def test_waiting_thread_tells_the_processor_so() -> None:
     assert "yield" in instructions(kernel_assembly("step", aarch64("neon")))
     x86 = target_for("generic", TRIPLES["x86_64"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,17 @@ def test_int8_turns_add_up_every_product(target: Target) -> None:
     x, y = sides(values, left, right)
     products = np.einsum("tli,ri->i", x.astype(np.int64), y.view(np.int8).astype(np.int64))
     np.testing.assert_array_equal(out, products.reshape(16, 4).sum(1))
+
+
+def test_tile_turns_add_up_every_product(target: Target) -> None:
+    """With emulated tiles, since few machines have others."""
+    values, out = aligned(4 * 1024, np.int8), aligned(16, np.int32)
+    rng = np.random.default_rng(3)
+    values[:] = rng.integers(-128, 128, values.size)
+    run(replace(target, emulate_tiles=True), "tiles", values, out)
+    left = values[:2048].reshape(2, 16, 64)[:, 0].astype(np.int64)  # the first rows
+    right = values[2048:].view(np.uint8).reshape(2, 16, 16, 4).transpose(0, 1, 3, 2).reshape(2, 64, 16)
+    np.testing.assert_array_equal(out, TURNS * (left.sum(0) @ right.sum(0, dtype=np.int64)))
 
 
 def test_float_turns_add_up_every_product(target: Target) -> None:
