@@ -109,7 +109,7 @@ def test_level_uses_its_own_instructions_and_no_better_ones(
 
 def test_peak_of_tiles_is_nothing_but_products() -> None:
     found = instructions(kernel_assembly("multiply/kind=tiles", target_for("amx", TRIPLES["x86_64"])))
-    assert found.count("tdpbsud") == 4  # in the loop, each into a register of its own
+    assert found.count("tdpbsud") % 4 == 0  # turns, perhaps unrolled, of four products
     first, last = found.index("tdpbsud"), len(found) - found[::-1].index("tdpbsud")
     assert not {"tileloadd", "tilestored", "tilezero"} & set(found[first:last])
 
