@@ -89,6 +89,12 @@ def make_preempted(target: Target) -> Any:
     return preempted
 
 
+@numba.njit(inline="always")
+def haste_after(haste, preempted):  # type: ignore[no-untyped-def]
+    """The haste of a barrier after a wait that ended in sleep, given whether a thread has been preempted."""
+    return min(MOST_HASTE * CALM, haste + CALM) if preempted else max(0, haste - 1)
+
+
 def make_barrier(target: Target) -> Any:
     """barrier(address, threads): returns when all `threads` threads have called it.
 
@@ -118,7 +124,7 @@ def make_barrier(target: Target) -> Any:
                 return
             pause()
         before, haste[1] = haste[1], preempted()
-        haste[0] = max(0, haste[0] - 1) if haste[1] == before else min(MOST_HASTE * CALM, haste[0] + CALM)
+        haste[0] = haste_after(haste[0], haste[1] != before)
         # Sleepers count themselves before they look again, and the last to arrive looks for sleepers after
         # it has counted itself: one of the two sees the other.
         atomic_add(address + 64, 1)

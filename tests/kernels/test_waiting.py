@@ -12,7 +12,7 @@ import pytest
 
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import host_target
-from edgellm.kernels.waiting import CALM, MOST_HASTE, make_barrier, make_preempted
+from edgellm.kernels.waiting import CALM, MOST_HASTE, haste_after, make_barrier, make_preempted
 
 SLEEPERS, HASTE, PREEMPTED = 8, 9, 10  # int64 of a barrier's memory
 
@@ -59,11 +59,11 @@ def test_a_long_wait_after_a_preemption_shortens_the_next_spinning() -> None:
         assert memory[SLEEPERS] == 0
 
 
-def test_a_long_wait_without_a_preemption_lengthens_it_again() -> None:
-    memory = aligned(16, np.int64)
-    for _ in range(100):  # the system is free to preempt in some of them
-        memory[HASTE], memory[PREEMPTED] = CALM, preempted()
-        wait_long(memory)
-        if memory[HASTE] == CALM - 1:
-            return
-    pytest.fail("a hundred long waits, and every one was taken for a sign of a busy machine")
+def test_haste_rises_by_preemptions_and_falls_without() -> None:
+    @numba.njit
+    def after(haste: int, preempted: bool) -> int:
+        return haste_after(haste, preempted)
+
+    most = MOST_HASTE * CALM
+    assert [after(haste, True) for haste in (0, 3, most - 1, most)] == [CALM, CALM + 3, most, most]
+    assert [after(haste, False) for haste in (most, CALM, 1, 0)] == [most - 1, CALM - 1, 0, 0]
