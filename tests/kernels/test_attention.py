@@ -17,8 +17,10 @@ from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.team import Team
 
-# float32 arithmetic; the error of int8 is that of its codes, which the expected values share.
-TOLERANCE = {"fp16": 4e-6, "int8": 1e-4}
+# float32 arithmetic, and with int8 16-bit codes of queries and probabilities (those of keys and values the
+# expected values share). Of many results the worst is some ten times as wrong as they are on average.
+TOLERANCE = {"fp16": 4e-6, "int8": 3e-4}
+MEAN = 0.15  # of the tolerance: what the root mean square of a call's errors may be
 
 
 def softmax_attention(q, k, v, scale, window, softcap, position):  # type: ignore[no-untyped-def]
@@ -146,6 +148,7 @@ def check(rig: Rig, steps: list[list[int]]) -> None:
                 # Rounding grows with scores, they with spread^2. A tanh near 0 is a difference of near-ones.
                 atol = (TOLERANCE[rig.kv] * rig.spread**2 + (rig.softcap or 0) * 2.0**-21) * rig.spread
                 np.testing.assert_allclose(result, expected, atol=atol)
+                assert np.sqrt(((result - expected) ** 2).mean()) < MEAN * atol
     finally:
         rig.team.close()
 
