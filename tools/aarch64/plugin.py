@@ -18,6 +18,7 @@ from edgellm.kernels import compile as compilation
 from edgellm.kernels.simd.level import Target, host_levels
 
 PRIMITIVES = "test_primitives.py"  # what it tests of the level generic is all that tells it from neon here
+X86_ONLY = ("test_tile_registers", "test_tile_turns")  # no level here has tile registers
 NOT_EMULATED = {
     "test_reservation_takes_memory_only_where_it_is_touched": "the emulator's own tables take memory too"
 }
@@ -38,6 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params = getattr(item, "callspec", None)
         level = params and params.params.get("target", params.params.get("level"))
         wanted = level is None or (level in levels and (level != "generic" or item.path.name == PRIMITIVES))
+        wanted = wanted and not item.name.startswith(X86_ONLY)
         (kept if wanted else left_out).append(item)
         if item.name in NOT_EMULATED:
             item.add_marker(pytest.mark.skip(reason=NOT_EMULATED[item.name]))
