@@ -17,7 +17,9 @@ from tools.aarch64.root import REPOSITORY, emulated_python
 # CPU model -> the levels that it tests, of which the last is the best that it has. qemu's default pointer
 # authentication is slow, and no kernel uses it.
 CPUS = {"cortex-a53": "generic,neon", "max,pauth-impdef=on": "i8mm", "cortex-a76": "dotprod"}
-TESTS = ("tests/kernels", "tests/executors/test_native.py")
+# In parts of about the same length, so that two cores have work to the end.
+LONGEST = "tests/kernels/test_linear.py"
+PARTS = [[LONGEST], ["tests/kernels", "tests/executors/test_native.py", "--ignore", LONGEST]]
 # Minutes of Numba under emulation, and the same on every CPU model: the last one does it.
 ONCE = "tests/kernels/test_compile.py"
 ABOUT_COMPILING = "tests/kernels/test_cross.py"  # nothing in it runs for the architecture it compiles for
@@ -25,10 +27,11 @@ ABOUT_COMPILING = "tests/kernels/test_cross.py"  # nothing in it runs for the ar
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.aarch64", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="CPU models run at once")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="emulators run at once")
     options, arguments = parser.parse_known_args()
-    if not any(Path(a.split("::")[0]).exists() for a in arguments):
-        arguments = [*TESTS, *arguments]
+    named = any(Path(a.split("::")[0]).exists() for a in arguments)
+    parts = [arguments] if named else [[*part, *arguments] for part in PARTS]
+    runs = [(cpu, part) for cpu in CPUS for part in parts]
     started = time.monotonic()
     try:
         python = emulated_python()
@@ -36,10 +39,11 @@ def main() -> int:
         print(f"tools.aarch64: {error}", file=sys.stderr)
         return error.exit_code
     with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(lambda cpu: _test(python, cpu, arguments), CPUS))
-    passed = codes.count(0)
-    print(f"aarch64: {passed} of {len(codes)} CPU models passed in {time.monotonic() - started:.0f} s")
-    return 0 if passed == len(codes) else 1
+        codes = list(pool.map(lambda run: _test(python, *run), runs))
+    failed = sorted({cpu for (cpu, _), code in zip(runs, codes, strict=True) if code})
+    seconds = time.monotonic() - started
+    print(f"aarch64: {len(CPUS) - len(failed)} of {len(CPUS)} CPU models passed in {seconds:.0f} s")
+    return 1 if failed else 0
 
 
 def _test(python: Path, cpu: str, arguments: list[str]) -> int:
