@@ -20,8 +20,8 @@ class CodeForm(NamedTuple):
     elements: int = 32  # of a ggml block
     nbytes: int = 0  # of a ggml block
 
-    def layout(self, k: int) -> TileLayout:
-        return TileLayout(k, self.bits, self.asym, self.block)
+    def layout(self, k: int, scaled: bool = True) -> TileLayout:
+        return TileLayout(k, self.bits, self.asym, self.block, scaled)
 
     @property
     def span(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE, State, TileLayout
+from edgellm.kernels.layout import ROW_SCALES, ROWS, State, TileLayout
 from edgellm.kernels.layout import Embed as Arg
 from edgellm.kernels.linear_f import BYTES
 from edgellm.kernels.simd.level import Target
@@ -38,22 +38,27 @@ def make_code_at(form: TileLayout) -> Callable[..., int]:
     return code_at
 
 
-def build(target: Target, kind: str, bits: int = 8, asym: int = 0, block: int = 32) -> Callable[..., None]:
+def build(
+    target: Target, kind: str, bits: int = 8, asym: int = 0, block: int = 32, scaled: int = 1
+) -> Callable[..., None]:
     """The kernel embed for one packed form: kind "q" with its TileLayout, or "f32", "f16", "bf16"."""
     half_lane = make_half_lane(target)
-    form = TileLayout(0, bits, bool(asym), block)
+    form = TileLayout(0, bits, bool(asym), block, bool(scaled))
+    before = form.line
     per_line, group_stride = form.group, form.group_stride
     code_at = make_code_at(form)
 
     @numba.njit(inline="always")
     def quantized(a, tile, r, chunk, out, factor):  # type: ignore[no-untyped-def]
         line = tile + ROW_SCALES + chunk // per_line * group_stride
-        scale = half_lane(line + chunk % per_line * 32, r) * f32_at(tile)[r] * factor
+        scale = f32_at(tile)[r] * factor
+        if scaled:
+            scale = half_lane(line + chunk % per_line * 32, r) * f32_at(tile)[r] * factor
         if asym:
             low = half_lane(line + 32, r) * f32_at(tile)[r] * factor
         else:
             low = -scale * np.float32(1 << a[Arg.ZERO_SHIFT])
-        codes = u8_at(line + SCALE_LINE)
+        codes = u8_at(line + before)
         for i in range(block):
             code = code_at(codes, r, chunk % per_line * block + i)
             out[chunk * block + i] = scale * np.float32(code) + low

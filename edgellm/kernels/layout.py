@@ -181,12 +181,14 @@ class TileLayout:
     32 / b inputs of every row: byte 4 * row + i has those of the inputs i, 4 + i, 8 + i, ... at its bits
     0, b, 2 b, ...
     weight = row_scale * (scale * (code - 2^zero_shift)), with asym row_scale * (scale * code + min).
+    Without `scaled` the row_scale is the only one, a group is one block, and there are no lines.
     """
 
     k: int
     bits: int  # 2, 3, 4, 5, 6 or 8
     asym: bool
     block: int  # inputs that share a scale: 16 or 32
+    scaled: bool = True
 
     @property
     def blocks(self) -> int:
@@ -195,7 +197,12 @@ class TileLayout:
     @property
     def group(self) -> int:
         """Blocks whose scales share a line."""
-        return 1 if self.asym else 2
+        return 1 if self.asym or not self.scaled else 2
+
+    @property
+    def line(self) -> int:
+        """Bytes in front of the codes of a group."""
+        return SCALE_LINE if self.scaled else 0
 
     @property
     def groups(self) -> int:
@@ -224,7 +231,7 @@ class TileLayout:
 
     @property
     def group_stride(self) -> int:
-        return SCALE_LINE + ROWS * self.group * self.block * self.bits // 8
+        return self.line + ROWS * self.group * self.block * self.bits // 8
 
     @property
     def stride(self) -> int:

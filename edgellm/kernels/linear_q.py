@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.elementwise import ACTIVATIONS
-from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE, State, TileLayout
+from edgellm.kernels.layout import ROW_SCALES, ROWS, State, TileLayout
 from edgellm.kernels.layout import LinearQ as Arg
 from edgellm.kernels.linear_tiles import MOST_INPUTS, make_panel
 from edgellm.kernels.linear_tiles import TOKENS as PART
@@ -99,9 +99,9 @@ class _Tile:
                 sums = self._block(at, j, e.offset(e.scaled(g, form.group), j), rows, sums)
             return sums
 
-        count = self.blocks if form.asym else b.lshr(self.blocks, e.i64(1))
+        count = self.blocks if form.group == 1 else b.lshr(self.blocks, e.i64(1))
         sums = e.loop(count, [const(V16F32, 0.0)] * (shape.tiles * shape.tokens), group)
-        if not form.asym:  # an odd last block
+        if form.group == 2:  # an odd last block
             last = b.sub(self.blocks, e.i64(1))
             at = lines(b.lshr(last, e.i64(1)))
             odd = b.and_(self.blocks, e.i64(1))
@@ -121,7 +121,7 @@ class _Tile:
                 start = e.splat(e.load(e.offset(row, self.start, quad), I32, 4))
                 for tile in range(shape.tiles):
                     totals[tile * shape.tokens + t][-1][0] = start
-        codes = [unpack(e, e.offset(line, SCALE_LINE), form, j) for line in lines]
+        codes = [unpack(e, e.offset(line, form.line), form, j) for line in lines]
         for v in range(form.block // 4):
             for t, row in enumerate(rows):
                 for plane in range(planes):
@@ -129,7 +129,9 @@ class _Tile:
                     for tile in range(shape.tiles):
                         held = totals[tile * shape.tokens + t][plane]
                         held[v % chains] = dot4(e, held[v % chains], codes[tile][v], x, 2**form.bits - 1)
-        scales = [e.half_to_float(e.load(e.offset(line, 32 * j), V16F16, 32)) for line in lines]
+        scales = [
+            e.half_to_float(e.load(e.offset(line, 32 * j), V16F16, 32)) for line in lines if form.scaled
+        ]
         lows = [e.half_to_float(e.load(e.offset(line, 32), V16F16, 32)) for line in lines if form.asym]
         scale_at = quad if form.block == 32 else e.scaled(b.lshr(k, e.i64(1)), 4)
         new = []
@@ -138,8 +140,12 @@ class _Tile:
                 i = tile * shape.tokens + t
                 parts = [held[0] if chains == 1 else b.add(*held) for held in totals[i]]
                 total = parts[0] if planes == 1 else b.add(b.shl(parts[0], const(V16I32, 8)), parts[1])
-                dot = b.fmul(b.sitofp(total, V16F32), e.splat_f32(e.offset(row, self.scale, scale_at)))
-                value = e.fma(dot, scales[tile], sums[i])
+                dot, scale = b.sitofp(total, V16F32), e.splat_f32(e.offset(row, self.scale, scale_at))
+                value = (
+                    e.fma(b.fmul(dot, scale), scales[tile], sums[i])
+                    if form.scaled
+                    else e.fma(dot, scale, sums[i])
+                )
                 if form.asym:
                     value = e.fma(lows[tile], e.splat_f32(e.offset(row, self.fsum, quad)), value)
                 new.append(value)
@@ -173,7 +179,7 @@ def _no_panel(
 
 
 def build(
-    target: Target, bits: int, asym: int, block: int, planes: int, gate: str | None = None
+    target: Target, bits: int, asym: int, block: int, planes: int, gate: str | None = None, scaled: int = 1
 ) -> Callable[..., None]:
     """The kernel linear_q for one weight form. Threads share out the tiles.
 
@@ -181,7 +187,7 @@ def build(
     registers, or as many sums as its other registers hold: of pairs of tiles, which share what is loaded of
     the activations, or where codes are costly to unpack for the few products made of each, of more tokens.
     """
-    form = TileLayout(0, bits, bool(asym), block)
+    form = TileLayout(0, bits, bool(asym), block, bool(scaled))
     group = 4 if target.wide else 2
     width = 2 if target.wide and planes == 2 and len(form.planes) == 1 else 1
     step = group if width == 2 or not target.wide else 2 * group

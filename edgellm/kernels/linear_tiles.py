@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.elementwise import ACTIVATIONS
-from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE, TileLayout
+from edgellm.kernels.layout import ROW_SCALES, ROWS, TileLayout
 from edgellm.kernels.layout import LinearQ as Arg
 from edgellm.kernels.simd.emit import I32, I64, V16F16, V16F32, V16I32, Emit, const
 from edgellm.kernels.simd.level import Target
@@ -108,7 +108,7 @@ class _Panel:
     def _unpack(self, line: Any, j: int, k: Any) -> list[Any]:
         e = self.e
         to = e.offset(self.codes, e.scaled(k, ROWS * self.form.block))
-        for v, codes in enumerate(unpack(e, e.offset(line, SCALE_LINE), self.form, j)):
+        for v, codes in enumerate(unpack(e, e.offset(line, self.form.line), self.form, j)):
             e.store(codes, e.offset(to, 64 * v), 64)
         return []
 
@@ -121,7 +121,7 @@ class _Panel:
             tiles.zero(plane)
             tiles.dot(plane, 2 + plane, 4)
             tiles.store(plane, e.offset(self.sums, TILE_BYTES * plane))
-        scale = e.half_to_float(e.load(e.offset(line, 32 * j), V16F16, 32))
+        scale = e.half_to_float(e.load(e.offset(line, 32 * j), V16F16, 32)) if form.scaled else None
         low = e.half_to_float(e.load(e.offset(line, 32), V16F16, 32)) if form.asym else None
         scale_at = quad if form.block == 32 else e.scaled(b.lshr(k, e.i64(1)), 4)
         new = []
@@ -133,8 +133,8 @@ class _Panel:
             row = e.offset(rows, b.mul(self.act_stride, e.i64(t)))
             if not form.asym:
                 total = b.add(total, e.splat(e.load(e.offset(row, self.start, quad), I32, 4)))
-            dot = b.fmul(b.sitofp(total, V16F32), e.splat_f32(e.offset(row, self.scale, scale_at)))
-            value = e.fma(dot, scale, before)
+            dot, factor = b.sitofp(total, V16F32), e.splat_f32(e.offset(row, self.scale, scale_at))
+            value = e.fma(b.fmul(dot, factor), scale, before) if scale else e.fma(dot, factor, before)
             if form.asym:
                 value = e.fma(low, e.splat_f32(e.offset(row, self.fsum, quad)), value)
             new.append(value)

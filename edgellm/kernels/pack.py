@@ -10,16 +10,17 @@ from numba import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.codes import CODE_FORMS, FLOAT_BYTES
-from edgellm.kernels.layout import ROW_SCALES, ROWS, SCALE_LINE
+from edgellm.kernels.layout import ROW_SCALES, ROWS
 from edgellm.kernels.layout import Pack as Arg
 from edgellm.kernels.simd.emit import V16F32, Emit
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at, u8_at, u16_at, u32_at
 
 
-def build(target: Target, type: str) -> Callable[..., None]:
-    """The kernel pack for a tensor type. Rows beyond N become zero."""
-    return _floats(FLOAT_BYTES[type]) if type in FLOAT_BYTES else _quantized(target, type)
+def build(target: Target, type: str, scaled: int = 1) -> Callable[..., None]:
+    """The kernel pack for a tensor type. Rows beyond N become zero. Without `scaled` the blocks of a row have
+    one scale among them, or no weight but zeros, and it becomes the row's."""
+    return _floats(FLOAT_BYTES[type]) if type in FLOAT_BYTES else _quantized(target, type, bool(scaled))
 
 
 def _floats(width: int) -> Callable[..., None]:
@@ -41,13 +42,14 @@ def _floats(width: int) -> Callable[..., None]:
     return pack
 
 
-def _quantized(target: Target, type_name: str) -> Callable[..., None]:
+def _quantized(target: Target, type_name: str, scaled: bool) -> Callable[..., None]:
     from edgellm.kernels.blocks import DECODERS, inlined
 
     decode, form = DECODERS[type_name], CODE_FORMS[type_name]
     elements, block_bytes, block, asym = form.elements, form.nbytes, form.block, form.asym
-    relative = not form.half_scales
-    layout = form.layout(0)
+    relative = not form.half_scales or not scaled
+    layout = form.layout(0, scaled)
+    before = layout.line
     per_line, group_stride, planes = layout.group, layout.group_stride, layout.planes
     inputs, span = layout.group * block, form.span
     (bits, _, offset), (high_bits, high_shift, high_offset) = planes[0], planes[-1]
@@ -101,7 +103,7 @@ def _quantized(target: Target, type_name: str) -> Callable[..., None]:
                     for i in range(count, span):
                         rest[i] = 0
                 for i in range(0, -(-count // inputs) * inputs, strip):
-                    group = w + ROW_SCALES + (first + i) // inputs * group_stride + SCALE_LINE
+                    group = w + ROW_SCALES + (first + i) // inputs * group_stride + before
                     to = group + (first + i) % inputs // strip * strip_bytes
                     store_plane(codes + i, to + offset, bits, 0)
                     if two:
@@ -118,7 +120,7 @@ def _quantized(target: Target, type_name: str) -> Callable[..., None]:
                 for r in range(ROWS):
                     if largest[r] == 0:
                         largest[r] = 1
-            for n in range(padded):
+            for n in range(padded if scaled else 0):
                 line = w + ROW_SCALES + n // per_line * group_stride
                 store_halves(scales + 64 * n, minima + 64 * padded, line + 32 * (n % per_line))
                 if asym:

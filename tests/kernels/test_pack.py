@@ -30,7 +30,7 @@ def pack(tensor: Tensor, target: Target, weight: Weight = WHOLE) -> tuple[Packed
     packed = Packed(0, n, tensor.shape[1], form)
     area = aligned(packed.nbytes, np.uint8).reshape(packed.tiles, packed.stride)
     area[:] = 0xA5
-    kernels = load_kernels([pack_kernel(tensor, weight)], target)
+    kernels = load_kernels([pack_kernel(tensor, weight, form)], target)
     for tile in range(packed.tiles):
         pack_tiles(tensor, weight, packed, range(tile, tile + 1), area[tile : tile + 1], kernels)
     return packed, area

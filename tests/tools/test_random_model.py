@@ -53,6 +53,10 @@ def test_ternary_models_have_three_values_a_row_and_float_embeddings(tmp_path: P
     tensors = open_checkpoint(path).tensors
     assert len(np.unique(tensors["blk.0.attn_q.weight"].dequantize())) == 3
     assert {tensors["token_embd.weight"].type, tensors["output.weight"].type} == {"F16"}
+    writer.write(path, TINY, "TQ2_0", outer="Q8_0")
+    tensors = open_checkpoint(path).tensors
+    assert {tensors["token_embd.weight"].type, tensors["output.weight"].type} == {"Q8_0"}
+    assert tensors["blk.0.attn_q.weight"].type == "TQ2_0"
 
 
 def test_a_seed_decides_every_byte(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.random_model", description=__doc__)
     parser.add_argument("shape", choices=SHAPES, help="whose shape")
     parser.add_argument("--type", choices=TYPES, default="Q4_0", help="of the matrices (default: Q4_0)")
+    parser.add_argument(
+        "--outer", choices=TYPES, help="of embeddings and output (default: as --type; F16 for TQ)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -22,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--seed must not be negative")
     try:
         size = write(
-            options.output, SHAPES[options.shape], options.type, seed=options.seed,
-            name=f"random {options.shape}", progress=show_progress,
+            options.output, SHAPES[options.shape], options.type, outer=options.outer,
+            seed=options.seed, name=f"random {options.shape}", progress=show_progress,
         )  # fmt: skip
     except EdgeError as error:
         print(f"tools.random_model: {error}", file=sys.stderr)

@@ -52,6 +52,8 @@ SHAPES = {
     "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, 8192, tied=True, rope_base=100000.0),
     # TinyLlama/TinyLlama-1.1B
     "llama-1.1b": Shape(22, 2048, 5632, 32, 4, 64, 32000, 2048),
+    # 1bitLLM/bitnet_b1_58-large, the model of TeLLMe, without its norms inside attention and FFN
+    "bitnet-0.7b": Shape(24, 1536, 4096, 16, 16, 96, 32002, 2048),
     # meta-llama/Llama-3.2-3B, without its RoPE scaling, which costs no time
     "llama-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256, 8192, tied=True, rope_base=500000.0),
 }

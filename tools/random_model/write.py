@@ -23,22 +23,24 @@ Progress = Callable[[int, int], None]  # bytes of weights written, of how many
 
 
 def write(
-    path: Path, shape: Shape, type_name: str, *, seed: int = 0, name: str = "random",
-    progress: Progress | None = None,
+    path: Path, shape: Shape, type_name: str, *, outer: str | None = None, seed: int = 0,
+    name: str = "random", progress: Progress | None = None,
 ) -> int:  # fmt: skip
     """Write a llama model of `shape` with random weights to `path`; returns the file's size in bytes.
 
     Matrices are quantised to `type_name` by ggml's rules, norms are float32 near 1. Ternary types get
-    ternary weights, and float16 embeddings and output, as their converters do. Activations stay near 1
+    ternary weights. `outer` is the type of embeddings and output: by default the same, and with ternary
+    types float16, as their converters do. Activations stay near 1
     in every layer: a matrix of k columns has a deviation of 1 / sqrt(k), and what is added to the residual
     is smaller by sqrt(2 layers). The same arguments write the same bytes.
 
     The file appears under its name when it is complete. Raises EdgeError for a type that is not in TYPES
     or does not fit the shape, and where the file cannot be written.
     """
-    if type_name not in TYPES:
-        raise EdgeError(f"A random model cannot be of type {type_name}; choose one of {', '.join(TYPES)}.")
-    plan = _plan(shape, type_name)
+    for one in filter(None, (type_name, outer)):
+        if one not in TYPES:
+            raise EdgeError(f"A random model cannot be of type {one}; choose one of {', '.join(TYPES)}.")
+    plan = _plan(shape, type_name, outer or ("F16" if type_name.startswith("TQ") else type_name))
     total = sum(rows * row_bytes(kind, columns) for (rows, columns), kind in plan.values())
     done = 0
     try:
@@ -65,8 +67,7 @@ def write(
 Plan = dict[str, tuple[tuple[int, int], str]]  # tensor -> ((rows, columns), type); vectors have one row
 
 
-def _plan(shape: Shape, type_name: str) -> Plan:
-    outer = "F16" if type_name.startswith("TQ") else type_name
+def _plan(shape: Shape, type_name: str, outer: str) -> Plan:
     plan: Plan = {}
     for tensor, (rows, columns) in shape.matrices().items():
         plan[tensor] = (rows, columns), type_name if tensor.startswith("blk.") else outer

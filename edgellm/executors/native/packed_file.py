@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,16 @@ class PackedFile:
         self.start = len(self.header)
         self.nbytes = self.start + nbytes
 
+    def fits(self) -> bool:
+        """Whether there is a file, and it is that of these weights."""
+        return self._opened(lambda file: None)
+
     def map_over(self, area: np.ndarray) -> bool:
         """Map the file in the place of `area` if there is one that fits the checkpoint."""
+        return self._opened(lambda file: map_over(area, file, self.nbytes))
+
+    def _opened(self, use: Callable[[int], None]) -> bool:
+        """use(file) if there is a file that fits; whether there was one and it could be used."""
         try:
             file = os.open(self.path, os.O_RDONLY)
         except OSError:
@@ -98,7 +106,7 @@ class PackedFile:
         try:
             if os.fstat(file).st_size != self.nbytes or os.pread(file, self.start, 0) != self.header:
                 return False
-            map_over(area, file, self.nbytes)
+            use(file)
         except OSError:
             return False
         finally:

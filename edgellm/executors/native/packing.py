@@ -19,6 +19,12 @@ from edgellm.program.ops import Weight
 FLOAT_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 VECTOR = "vector"  # norms and biases: float32, as they are
 _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+TERNARY = ("TQ1_0", "TQ2_0")
+# The codes of a block of zeros: 121 of 243, scaled to 256 and rounded up, or for a byte with a digit less the
+# same of 120; and the code 1 four times.
+_ZEROS = {"TQ1_0": np.array([128] * 48 + [127] * 4, np.uint8), "TQ2_0": np.full(64, 0x55, np.uint8)}
+_LARGEST_HALF = 0x7BFF  # the bits of 65504; above: infinities, NaN and negative numbers
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -47,26 +53,46 @@ class Packed:
         return self.tiles * self.stride
 
 
-def form_of(type_name: str, k: int) -> TileLayout | str:
-    """The layout that a tensor type is packed into. Raises EdgeError for a type without one."""
+def form_of(type_name: str, k: int, uniform: bool = False) -> TileLayout | str:
+    """The layout that a tensor type is packed into; `uniform`: of a ternary one whose rows have one scale.
+    Raises EdgeError for a type without one."""
     if type_name in FLOAT_KINDS:
         return FLOAT_KINDS[type_name]
     if type_name in CODE_FORMS:
-        return CODE_FORMS[type_name].layout(k)
+        return CODE_FORMS[type_name].layout(k, scaled=not (uniform and type_name in TERNARY))
     raise EdgeError(f"Tensor type {type_name} cannot be run by the native executor.")
 
 
 def kernel_form(form: TileLayout | str) -> str:
     """Parameters of the kernel for a form: "kind=f16" or "bits=4,asym=1,block=32"."""
     if isinstance(form, TileLayout):
-        return f"bits={form.bits},asym={int(form.asym)},block={form.block}"
+        scaled = "" if form.scaled else ",scaled=0"
+        return f"bits={form.bits},asym={int(form.asym)},block={form.block}{scaled}"
     return f"kind={form}"
 
 
-def pack_kernel(tensor: Tensor, weight: Weight) -> str:
+def pack_kernel(tensor: Tensor, weight: Weight, form: TileLayout | str) -> str:
     """Name of the kernel that packs a matrix."""
     scaled = tensor.type in FLOAT_KINDS and weight.scale != 1
-    return f"pack/type={'F32' if scaled else tensor.type}"
+    plain = isinstance(form, TileLayout) and not form.scaled
+    return f"pack/type={'F32' if scaled else tensor.type}{',scaled=0' if plain else ''}"
+
+
+def rows_are_uniform(tensor: Tensor) -> bool:
+    """Whether every row of a ternary tensor has a single scale, as where one was found for the whole matrix.
+    Blocks of nothing but zeros may have the scale 0."""
+    if isinstance(tensor, LazyTensor):
+        return True  # made with the scale 1
+    zeros = _ZEROS[tensor.type]
+    blocks = tensor.data.reshape(len(tensor.data), -1, len(zeros) + 2)
+    for first in range(0, len(blocks), _ROWS_AT_ONCE):
+        part = blocks[first : first + _ROWS_AT_ONCE]
+        scales = np.ascontiguousarray(part[..., -2:]).view(np.uint16)[..., 0]
+        largest = scales.max(axis=1, keepdims=True)  # of positive halves, as of their bits
+        empty = (scales == 0) & (part[..., :-2] == zeros).all(-1)
+        if not ((scales == largest) | empty).all() or largest.max() > _LARGEST_HALF:
+            return False
+    return True
 
 
 def vector_values(tensor: Tensor, weight: Weight) -> np.ndarray:
@@ -79,7 +105,7 @@ def pack_tiles(
 ) -> None:
     """The given tiles of a weight into `area`, uint8 (tiles, stride). Releases the source's pages.
 
-    kernels: the addresses of at least pack_kernel(tensor, weight).
+    kernels: the addresses of at least pack_kernel(tensor, weight, packed.form).
     """
     if packed.form == VECTOR:
         area.reshape(-1)[: 4 * packed.k] = vector_values(tensor, weight).view(np.uint8)
@@ -96,6 +122,6 @@ def pack_tiles(
         WEIGHT=address(area), TILE_STRIDE=packed.stride, TILES=len(area), SCRATCH=address(scratch),
         FACTOR=float(weight.scale),
     )  # fmt: skip
-    call_kernel(kernels[pack_kernel(tensor, weight)], address(args))
+    call_kernel(kernels[pack_kernel(tensor, weight, packed.form)], address(args))
     if not isinstance(tensor, LazyTensor):
         release_pages(tensor.data[rows])  # the packed copy serves from here on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,12 +13,14 @@ import numpy as np
 from edgellm.errors import EdgeError
 from edgellm.executors.native.packed_file import PAGE, PackedFile, why_not, write_all
 from edgellm.executors.native.packing import (
+    TERNARY,
     VECTOR,
     Packed,
     form_of,
     kernel_form,
     pack_kernel,
     pack_tiles,
+    rows_are_uniform,
     vector_values,
 )
 from edgellm.formats.checkpoint import Checkpoint
@@ -44,23 +46,14 @@ class WeightStore:
 
     def __init__(self, checkpoint: Checkpoint, matrices: Iterable[Weight], vectors: Iterable[Weight] = ()):
         self._checkpoint = checkpoint
-        plan = {weight: self._matrix(weight) for weight in matrices}
-        plan |= {weight: self._vector(weight) for weight in vectors if weight not in plan}
-        offsets, self.nbytes = [], 0
-        for packed in plan.values():
-            offsets.append(self.nbytes)
-            self.nbytes += align(packed.nbytes)
+        self._unkept = why_not(checkpoint)
+        plan, offsets, self.nbytes, self._file = self._choose(list(matrices), list(vectors))
         limit = memory_limit()
         if limit is not None and self.nbytes > limit:
             raise EdgeError(
                 f"{checkpoint.path}: its weights take {self.nbytes / 2**30:.1f} GiB in memory, which has "
                 f"{limit / 2**30:.1f} GiB; choose a smaller quantisation."
             )
-        self._unkept = why_not(checkpoint)
-        self._file = None
-        if self._unkept is None:
-            facts = zip(plan.items(), offsets, strict=True)
-            self._file = PackedFile(checkpoint, [_facts(w, p, o) for (w, p), o in facts], self.nbytes)
         start = self._file.start if self._file else 0
         # Kernels prefetch a little beyond the last tile.
         self._arena = reserve(start + self.nbytes + PAGE, huge_pages=True, what="the packed weights")
@@ -92,7 +85,8 @@ class WeightStore:
     def kernels(self) -> list[str]:
         """Names of the kernels that pack() needs; none where there is nothing to pack."""
         matrices = () if self._filled else self.forms
-        return sorted({pack_kernel(self._checkpoint.tensors[weight.name], weight) for weight in matrices})
+        tensors = self._checkpoint.tensors
+        return sorted({pack_kernel(tensors[w.name], w, self._packed[w].form) for w in matrices})
 
     @property
     def source(self) -> str:
@@ -130,14 +124,45 @@ class WeightStore:
 
     # -- parts -------------------------------------------------------------------------------------
 
-    def _matrix(self, weight: Weight) -> Packed:
+    def _choose(
+        self, matrices: Sequence[Weight], vectors: Sequence[Weight]
+    ) -> tuple[dict[Weight, Packed], list[int], int, PackedFile | None]:
+        """The plan, its offsets and bytes, and the file that keeps it. Whether the rows of all ternary
+        tensors have a single scale decides between two plans; a file that is there tells without reading
+        the tensors."""
+        tensors = {weight.name: self._checkpoint.tensors[weight.name] for weight in matrices}
+        ternary = [tensor for tensor in tensors.values() if tensor.type in TERNARY]
+        if not ternary:
+            return self._planned(matrices, vectors, uniform=False)
+        for uniform in (True, False):
+            planned = self._planned(matrices, vectors, uniform)
+            if planned[3] is not None and planned[3].fits():
+                return planned
+        return self._planned(matrices, vectors, uniform=all(map(rows_are_uniform, ternary)))
+
+    def _planned(
+        self, matrices: Sequence[Weight], vectors: Sequence[Weight], uniform: bool
+    ) -> tuple[dict[Weight, Packed], list[int], int, PackedFile | None]:
+        plan = {weight: self._matrix(weight, uniform) for weight in matrices}
+        plan |= {weight: self._vector(weight) for weight in vectors if weight not in plan}
+        offsets, nbytes = [], 0
+        for packed in plan.values():
+            offsets.append(nbytes)
+            nbytes += align(packed.nbytes)
+        file = None
+        if self._unkept is None:
+            facts = zip(plan.items(), offsets, strict=True)
+            file = PackedFile(self._checkpoint, [_facts(w, p, o) for (w, p), o in facts], nbytes)
+        return plan, offsets, nbytes, file
+
+    def _matrix(self, weight: Weight, uniform: bool) -> Packed:
         tensor = self._checkpoint.tensors[weight.name]
         if len(tensor.shape) != 2:
             raise EdgeError(f"{self._checkpoint.path}: tensor {weight.name} must have two dimensions.")
         n, k = tensor.shape
         if weight.rows is not None:
             n = weight.rows[1] - weight.rows[0]
-        form = form_of(tensor.type, k)
+        form = form_of(tensor.type, k, uniform)
         if isinstance(form, TileLayout):
             return Packed(0, n, k, form, CODE_FORMS[tensor.type].zero_shift)
         return Packed(
