@@ -67,16 +67,20 @@ def describe(executor: str, program: Program, checkpoint: Checkpoint) -> dict[st
     if executor == "reference":
         return {tensor.name: f"NumPy float32, dequantised from {tensor.type}" for tensor in tensors}
     from edgellm.executors.native.executor import describe_tensor
+    from edgellm.executors.native.packing import TERNARY, rows_are_uniform
     from edgellm.kernels.simd.level import host_target
+    from edgellm.program.ops import Embed
 
     target = host_target()
+    tables = {op.table.name for op in program.ops if isinstance(op, Embed)}
+    uniform = all(rows_are_uniform(tensor) for tensor in tensors if tensor.type in TERNARY)
     paths = {}
     for tensor in tensors:
         if len(tensor.shape) == 1:
             paths[tensor.name] = "float32 vector"
             continue
         try:
-            paths[tensor.name] = describe_tensor(tensor.type, tensor.shape[-1], target)
+            paths[tensor.name] = describe_tensor(tensor, target, uniform, tensor.name in tables)
         except EdgeError as error:
             paths[tensor.name] = f"none: {error}"
     return paths

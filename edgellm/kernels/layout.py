@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections import namedtuple
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,8 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
     return data
 
 
+ZEROS = 5 * 64  # bytes of zeros that kernels may read: a row of the most tiles that one computes at once
+
 # The record that describes one step: TOKENS rows, which belong to one or several sequences.
 #   POSITIONS, IDS  addresses of TOKENS int64: each row's position in its sequence, and its token
 #   SEQUENCES       how many Sequence records SEQUENCE_TABLE points at, in the order of their rows
@@ -41,7 +43,7 @@ def record(slots: tuple, **values: int | float) -> np.ndarray:
 #   COUNTERS        address of attention's counters: two for all threads, 64 bytes each, then 64 bytes for
 #                   each KV head of each sequence; all 0 between steps
 #   PARTIALS        address of the partial results of attention that threads share
-#   ZERO            address of 128 zero bytes
+#   ZERO            address of ZEROS zero bytes
 #   BARRIER         address of the barrier's two counters, see waiting.make_barrier
 #   TAIL            address of the State for the instructions from Step.TAIL on, whose rows are those that
 #                   logits are wanted of (none: the instructions are left out)
@@ -191,6 +193,10 @@ class TileLayout:
     scaled: bool = True
 
     @property
+    def rows(self) -> int:
+        return ROWS
+
+    @property
     def blocks(self) -> int:
         return self.k // self.block
 
@@ -236,3 +242,34 @@ class TileLayout:
     @property
     def stride(self) -> int:
         return ROW_SCALES + self.groups * self.group_stride
+
+
+TRITS = 5  # of a byte of base 3
+MOST_BASE3_INPUTS = 16384  # of a row: five tiles, unpacked to two bits, take 320 KiB of a thread's stack
+
+
+@dataclass(frozen=True)
+class Base3Layout:
+    """Five tiles of ternary rows that have a single scale each, in one stream of 1.6 bits a weight.
+
+    float32 row_scale[80]; then for every 4 inputs a unit of 64 bytes: byte 4 * row + i has input i of the
+    rows row, 16 + row, .., 64 + row, as the digits d of the sum of (trit + 1) 3^d. weight = row_scale * trit.
+    """
+
+    k: int  # a multiple of ACT_BLOCK
+    # As of a TileLayout.
+    asym: ClassVar[bool] = False
+    scaled: ClassVar[bool] = False
+    block: ClassVar[int] = ACT_BLOCK
+
+    @property
+    def rows(self) -> int:
+        return TRITS * ROWS
+
+    @property
+    def blocks(self) -> int:
+        return self.k // ACT_BLOCK
+
+    @property
+    def stride(self) -> int:
+        return TRITS * ROW_SCALES + 16 * self.k

@@ -118,8 +118,8 @@ def _quantized(target: Target, type_name: str, scaled: bool) -> Callable[..., No
                     for r in range(ROWS):
                         largest[r] = max(largest[r], abs(every[ROWS * n + r]))
                 for r in range(ROWS):
-                    if largest[r] == 0:
-                        largest[r] = 1
+                    if scaled and largest[r] == 0:
+                        largest[r] = 1  # what the block scales are divided by
             for n in range(padded if scaled else 0):
                 line = w + ROW_SCALES + n // per_line * group_stride
                 store_halves(scales + 64 * n, minima + 64 * padded, line + 32 * (n % per_line))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.kernels.compile import load_kernels
-from edgellm.kernels.layout import State, record
+from edgellm.kernels.layout import ZEROS, State, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target, host_levels, host_target
 from edgellm.kernels.team import call_kernel
@@ -24,7 +24,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 @pytest.fixture(scope="session")
 def run_kernel() -> RunKernel:
     """run(target, kernel, args record, **state fields): the kernel on one thread."""
-    zero, barrier = aligned(32, np.float32), aligned(16, np.int64)
+    zero, barrier = aligned(ZEROS // 4, np.float32), aligned(16, np.int64)
 
     def run(target: Target, kernel: str, args: np.ndarray, **state: int) -> None:
         fields = {"TOKENS": 1, "ZERO": address(zero), "BARRIER": address(barrier), **state}

@@ -20,6 +20,7 @@ from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import (
     GROUP,
     ActLayout,
+    Base3Layout,
     Embed,
     LinearF,
     LinearQ,
@@ -66,9 +67,10 @@ def random_tensor(type_name: str, n: int, k: int, seed: int = 0) -> Tensor:
     return Tensor("w", type_name, (n, k), raw.reshape(n, -1))
 
 
-def store_of(tensor: Tensor, target: Target) -> WeightStore:
+def store_of(tensor: Tensor, target: Target, base3: bool = False) -> WeightStore:
     config = ModelConfig("llama", 8, 8, 8, 1, 1, 1, 8, 8, 1e-5)
-    store = WeightStore(Checkpoint(Path("test"), "gguf", config, {"w": tensor}), [Weight("w")])
+    checkpoint = Checkpoint(Path("test"), "gguf", config, {"w": tensor})
+    store = WeightStore(checkpoint, [Weight("w")], base3=[Weight("w")] * base3)
     store.pack(load_kernels(store.kernels, target), threads=1)
     return store
 
@@ -156,17 +158,19 @@ def linear_q(
     run_kernel, target: Target, packed: Packed, act: np.ndarray, layout: ActLayout, out: np.ndarray,
     bias: np.ndarray, planes: int, gate: str = "",
 ) -> None:  # fmt: skip
-    """out (tokens, 48) float32 += W x + bias, or out = gate(out) * (W x + bias)."""
-    assert isinstance(packed.form, TileLayout)
+    """out (tokens, width) float32 += W x + bias, or out = gate(out) * (W x + bias)."""
+    assert not isinstance(packed.form, str)
+    base3 = isinstance(packed.form, Base3Layout)
     wide = packed.form.block == 32
     args = record(
-        LinearQ, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=packed.tiles,
+        LinearQ, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=-(-packed.n // 16),
         BLOCKS=packed.form.blocks, INPUT=address(act), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
         ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32 if wide else layout.fsum16,
-        ACT_START=layout.start32 if wide else layout.start16, OUT=address(out), OUT_STRIDE=192,
+        ACT_START=layout.start32 if wide else layout.start16, OUT=address(out), OUT_STRIDE=out.strides[0],
         BIAS=address(bias), ACCUMULATE=1,
     )  # fmt: skip
-    kernel = f"linear_q/{kernel_form(packed.form)},planes={planes}" + (f",gate={gate}" if gate else "")
+    kernel = "linear_base3/" if base3 else f"linear_q/{kernel_form(packed.form)},"
+    kernel += f"planes={planes}" + (f",gate={gate}" if gate else "")
     run_kernel(target, kernel, args, TOKENS=len(act))
 
 

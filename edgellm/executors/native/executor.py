@@ -14,20 +14,22 @@ from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.batch import AttentionMemory, Batch, steps
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.lower import Lowering
-from edgellm.executors.native.packing import form_of
+from edgellm.executors.native.packing import Form, form_of
 from edgellm.executors.native.profile import OpTime, Profiler
 from edgellm.executors.native.session import NativeSession
 from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.tensor import Tensor
 from edgellm.kernels import team
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.kv_layout import KINDS
 from edgellm.kernels.layout import (
     GROUP,
+    ZEROS,
+    Base3Layout,
     Instruction,
     Rope,
     Step,
-    TileLayout,
     align,
     record,
 )
@@ -68,7 +70,11 @@ class NativeExecutor(Executor):
             raise EdgeError(f"There is no KV cache of kind {kv!r}; choose one of: {', '.join(KINDS)}.")
         self.program, self.threads, self.kv = program, threads, kv
         self.target = target or host_target()
-        self._store = WeightStore(checkpoint, *_weights(program))
+        matrices, vectors = _weights(program)
+        tables = {op.table for op in program.ops if isinstance(op, ops.Embed)}
+        # Elsewhere taking a byte of base 3 apart takes longer than reading two bits for each weight.
+        base3 = [w for w in matrices if w not in tables] if self.target.byte_permute else []
+        self._store = WeightStore(checkpoint, matrices, vectors, base3=base3)
         self._workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
         self._planes = activation_planes
         self.lock = threading.Lock()  # sessions share the activations' memory
@@ -88,7 +94,7 @@ class NativeExecutor(Executor):
             row[:] = kernels[i.kernel], address(i.record), i.barrier_one, i.barrier_many
         self._step = record(Step, COUNT=len(names), TABLE=address(self._table), TAIL=self._lowered.tail)
         self._barrier = aligned(16, np.int64)
-        self._zero = aligned(32, np.float32)
+        self._zero = aligned(ZEROS // 4, np.float32)
         self._attention = AttentionMemory(program, CHUNK, threads)
         self._batch = Batch(
             CHUNK, ZERO=address(self._zero), BARRIER=address(self._barrier), **self._attention.slots
@@ -204,15 +210,20 @@ def _weights(program: Program) -> tuple[list[ops.Weight], list[ops.Weight]]:
     return list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
 
 
-def describe_form(form: TileLayout | str, target: Target, planes: int = ACTIVATION_PLANES) -> str:
+def describe_form(form: Form, target: Target, planes: int = ACTIVATION_PLANES) -> str:
     """One phrase for `inspect`."""
-    if not isinstance(form, TileLayout):
+    if isinstance(form, str):
         return f"tile16 {form}, float32 activations ({target.level})"
-    minimum = " with minimum" if form.asym else ""
-    scales = f"{form.bits}-bit{minimum}, scale per {form.block}"
+    if isinstance(form, Base3Layout):
+        scales = "base 3 (1.6 bits), scale per row"
+    else:
+        minimum = " with minimum" if form.asym else ""
+        scales = f"{form.bits}-bit{minimum}, scale per {form.block if form.scaled else 'row'}"
     return f"tile16x4 {scales}, activations in {planes} int8 plane{'s' * (planes > 1)} ({target.level})"
 
 
-def describe_tensor(type_name: str, inputs: int, target: Target) -> str:
-    """As describe_form, for a tensor of which nothing is loaded. Raises EdgeError where it cannot be run."""
-    return describe_form(form_of(type_name, inputs), target)
+def describe_tensor(tensor: Tensor, target: Target, uniform: bool, table: bool) -> str:
+    """As describe_form, for a matrix that is not loaded. uniform: the rows of every ternary tensor of the
+    model have a single scale; table: it is one of embeddings. Raises EdgeError where it cannot be run."""
+    base3 = target.byte_permute and not table
+    return describe_form(form_of(tensor.type, tensor.shape[-1], uniform, base3), target)

@@ -19,7 +19,7 @@ from edgellm.executors.native.packing import kernel_form
 from edgellm.executors.native.weights import WeightStore
 from edgellm.kernels import layout
 from edgellm.kernels.kv_layout import KvBlock
-from edgellm.kernels.layout import ActLayout, TileLayout, align, record
+from edgellm.kernels.layout import ROWS, ActLayout, Base3Layout, TileLayout, align, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.program import access, ops
 from edgellm.program.program import Program
@@ -185,10 +185,10 @@ class Lowering:
         """out = weight x + bias; or add_to += weight x + bias; or with a gate out = gate(out) * (...)."""
         packed, x = self._store[weight], self._space[x_name]
         fields: dict[str, int | float] = {
-            "WEIGHT": packed.address, "TILE_STRIDE": packed.stride, "TILES": packed.tiles,
+            "WEIGHT": packed.address, "TILE_STRIDE": packed.stride, "TILES": -(-packed.n // ROWS),
             "BIAS": 0 if bias is None else self._vector(bias, packed.n, 0.0),
         }  # fmt: skip
-        if isinstance(packed.form, TileLayout):
+        if not isinstance(packed.form, str):
             source = self._quantize(x, x_name, None if packed.form.asym else packed.zero_shift)
             act = ActLayout(packed.k)
             wide = packed.form.block == 32
@@ -199,7 +199,9 @@ class Lowering:
                 "ACT_FSUM": act.fsum32 if wide else act.fsum16,
                 "ACT_START": act.start32 if wide else act.start16,
             }  # fmt: skip
-            kernel, slots = f"linear_q/{kernel_form(packed.form)},planes={self._planes}", "LinearQ"
+            base3 = isinstance(packed.form, Base3Layout)
+            kernel = "linear_base3/" if base3 else f"linear_q/{kernel_form(packed.form)},"
+            kernel, slots = f"{kernel}planes={self._planes}", "LinearQ"
         else:
             source = x
             fields |= {
@@ -210,7 +212,7 @@ class Lowering:
         out = self._write(add_to or out_name, packed.n)
         accumulate = add_to is not None or gate is not None
         fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
-        planes = self._planes if isinstance(packed.form, TileLayout) else 0
+        planes = 0 if isinstance(packed.form, str) else self._planes
         cost = linear_cost(weight, packed.nbytes, packed.n * packed.k, planes)
         kernel += f",gate={gate}" if gate else ""
         self._emit(kernel, slots, reads=[source, out] if accumulate else [source], writes=[out], **fields)

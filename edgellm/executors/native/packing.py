@@ -11,12 +11,13 @@ from edgellm.errors import EdgeError
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.ternary import LazyTensor
 from edgellm.kernels.codes import CODE_FORMS, pack_scratch_bytes
-from edgellm.kernels.layout import ROWS, Pack, TileLayout, align, record
+from edgellm.kernels.layout import MOST_BASE3_INPUTS, ROWS, Base3Layout, Pack, TileLayout, align, record
 from edgellm.kernels.memory import address, aligned, release_pages
 from edgellm.kernels.team import call_kernel
 from edgellm.program.ops import Weight
 
 FLOAT_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+Form = TileLayout | Base3Layout | str
 VECTOR = "vector"  # norms and biases: float32, as they are
 _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 TERNARY = ("TQ1_0", "TQ2_0")
@@ -29,22 +30,24 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed weight of n rows and k inputs. form: a TileLayout, the name of a float type, or VECTOR."""
+    """A packed weight of n rows and k inputs. form: a layout of codes, a float type's name, or VECTOR."""
 
     address: int
     n: int
     k: int
-    form: TileLayout | str
+    form: Form
     zero_shift: int = 0
 
     @property
     def tiles(self) -> int:
-        return 1 if self.form == VECTOR else -(-self.n // ROWS)
+        """Pieces of memory: tiles, or what a Base3Layout has of five tiles."""
+        rows = ROWS if isinstance(self.form, str) else self.form.rows
+        return 1 if self.form == VECTOR else -(-self.n // rows)
 
     @property
     def stride(self) -> int:
         """Bytes of a tile."""
-        if isinstance(self.form, TileLayout):
+        if not isinstance(self.form, str):
             return self.form.stride
         return align(4 * self.k if self.form == VECTOR else self.k * ROWS * _FLOAT_BYTES[self.form])
 
@@ -53,26 +56,33 @@ class Packed:
         return self.tiles * self.stride
 
 
-def form_of(type_name: str, k: int, uniform: bool = False) -> TileLayout | str:
-    """The layout that a tensor type is packed into; `uniform`: of a ternary one whose rows have one scale.
-    Raises EdgeError for a type without one."""
+def form_of(type_name: str, k: int, uniform: bool = False, base3: bool = False) -> Form:
+    """The layout that a tensor type is packed into. Of a ternary one, `uniform`: its rows have one scale;
+    base3: those should be packed in base 3. Raises EdgeError for a type without a layout."""
     if type_name in FLOAT_KINDS:
         return FLOAT_KINDS[type_name]
     if type_name in CODE_FORMS:
-        return CODE_FORMS[type_name].layout(k, scaled=not (uniform and type_name in TERNARY))
+        uniform = uniform and type_name in TERNARY
+        if uniform and base3 and k <= MOST_BASE3_INPUTS:
+            return Base3Layout(k)
+        return CODE_FORMS[type_name].layout(k, scaled=not uniform)
     raise EdgeError(f"Tensor type {type_name} cannot be run by the native executor.")
 
 
-def kernel_form(form: TileLayout | str) -> str:
-    """Parameters of the kernel for a form: "kind=f16" or "bits=4,asym=1,block=32"."""
+def kernel_form(form: Form) -> str:
+    """Parameters of the kernel for a form: "kind=f16" or "bits=4,asym=1,block=32"; "base3" for its layout."""
+    if isinstance(form, Base3Layout):
+        return "base3"
     if isinstance(form, TileLayout):
         scaled = "" if form.scaled else ",scaled=0"
         return f"bits={form.bits},asym={int(form.asym)},block={form.block}{scaled}"
     return f"kind={form}"
 
 
-def pack_kernel(tensor: Tensor, weight: Weight, form: TileLayout | str) -> str:
+def pack_kernel(tensor: Tensor, weight: Weight, form: Form) -> str:
     """Name of the kernel that packs a matrix."""
+    if isinstance(form, Base3Layout):
+        return f"pack_base3/type={tensor.type}"
     scaled = tensor.type in FLOAT_KINDS and weight.scale != 1
     plain = isinstance(form, TileLayout) and not form.scaled
     return f"pack/type={'F32' if scaled else tensor.type}{',scaled=0' if plain else ''}"
@@ -89,7 +99,10 @@ def rows_are_uniform(tensor: Tensor) -> bool:
         part = blocks[first : first + _ROWS_AT_ONCE]
         scales = np.ascontiguousarray(part[..., -2:]).view(np.uint16)[..., 0]
         largest = scales.max(axis=1, keepdims=True)  # of positive halves, as of their bits
-        empty = (scales == 0) & (part[..., :-2] == zeros).all(-1)
+        codes = part[..., :-2]
+        if tensor.type == "TQ2_0" and (codes & (codes >> 1) & 0x55).any():
+            return False  # the code 3, which is no trit
+        empty = (scales == 0) & (codes == zeros).all(-1)
         if not ((scales == largest) | empty).all() or largest.max() > _LARGEST_HALF:
             return False
     return True
@@ -111,7 +124,8 @@ def pack_tiles(
         area.reshape(-1)[: 4 * packed.k] = vector_values(tensor, weight).view(np.uint8)
         return
     first = weight.rows[0] if weight.rows else 0
-    rows = slice(first + tiles.start * ROWS, first + min(tiles.stop * ROWS, packed.n))
+    each = ROWS if isinstance(packed.form, str) else packed.form.rows
+    rows = slice(first + tiles.start * each, first + min(tiles.stop * each, packed.n))
     data, type_name = np.ascontiguousarray(tensor.data[rows]), tensor.type
     if tensor.type in FLOAT_KINDS and weight.scale != 1:
         values = tensor.dequantize(rows) * np.float32(weight.scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,6 +15,7 @@ from edgellm.executors.native.packed_file import PAGE, PackedFile, why_not, writ
 from edgellm.executors.native.packing import (
     TERNARY,
     VECTOR,
+    Form,
     Packed,
     form_of,
     kernel_form,
@@ -26,7 +27,7 @@ from edgellm.executors.native.packing import (
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.ternary import LazyTensor
 from edgellm.kernels.codes import CODE_FORMS
-from edgellm.kernels.layout import TileLayout, align
+from edgellm.kernels.layout import align
 from edgellm.kernels.memory import HUGE_PAGE, address, aligned, map_over, memory_limit, reserve
 from edgellm.program.ops import Weight
 
@@ -44,8 +45,12 @@ class WeightStore:
     be kept.
     """
 
-    def __init__(self, checkpoint: Checkpoint, matrices: Iterable[Weight], vectors: Iterable[Weight] = ()):
-        self._checkpoint = checkpoint
+    def __init__(
+        self, checkpoint: Checkpoint, matrices: Iterable[Weight], vectors: Iterable[Weight] = (), *,
+        base3: Collection[Weight] = (),
+    ):  # fmt: skip
+        """base3: those to pack in base 3 if they are ternary and their rows have a single scale."""
+        self._checkpoint, self._base3 = checkpoint, frozenset(base3)
         self._unkept = why_not(checkpoint)
         plan, offsets, self.nbytes, self._file = self._choose(list(matrices), list(vectors))
         limit = memory_limit()
@@ -77,7 +82,7 @@ class WeightStore:
         return self._arena[start : start + 4 * packed.k].view(np.float32)
 
     @property
-    def forms(self) -> dict[Weight, TileLayout | str]:
+    def forms(self) -> dict[Weight, Form]:
         """The layout of every matrix; known before anything is packed."""
         return {weight: packed.form for weight, packed in self._packed.items() if packed.form != VECTOR}
 
@@ -162,8 +167,8 @@ class WeightStore:
         n, k = tensor.shape
         if weight.rows is not None:
             n = weight.rows[1] - weight.rows[0]
-        form = form_of(tensor.type, k, uniform)
-        if isinstance(form, TileLayout):
+        form = form_of(tensor.type, k, uniform, weight in self._base3)
+        if not isinstance(form, str):
             return Packed(0, n, k, form, CODE_FORMS[tensor.type].zero_shift)
         return Packed(
             0, n, k, "f32" if weight.scale != 1 else form
