@@ -11,7 +11,6 @@ import typer
 
 from edgellm.cli import options
 from edgellm.cli.options import ExecutorName
-from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
     from edgellm.formats.checkpoint import Checkpoint
@@ -60,30 +59,16 @@ def inspect(
 
 def describe(executor: str, program: Program, checkpoint: Checkpoint) -> dict[str, str]:
     """Tensor name -> the path it takes in that executor; nothing is packed or compiled."""
-    from edgellm.program import access
-
-    used = {weight.name for op in program.ops for weight in access.weights(op).values()}
-    tensors = [checkpoint.tensors[name] for name in used]
     if executor == "reference":
-        return {tensor.name: f"NumPy float32, dequantised from {tensor.type}" for tensor in tensors}
-    from edgellm.executors.native.executor import describe_tensor
-    from edgellm.executors.native.packing import TERNARY, rows_are_uniform
-    from edgellm.kernels.simd.level import host_target
-    from edgellm.program.ops import Embed
+        from edgellm.program import access
 
-    target = host_target()
-    tables = {op.table.name for op in program.ops if isinstance(op, Embed)}
-    uniform = all(rows_are_uniform(tensor) for tensor in tensors if tensor.type in TERNARY)
-    paths = {}
-    for tensor in tensors:
-        if len(tensor.shape) == 1:
-            paths[tensor.name] = "float32 vector"
-            continue
-        try:
-            paths[tensor.name] = describe_tensor(tensor, target, uniform, tensor.name in tables)
-        except EdgeError as error:
-            paths[tensor.name] = f"none: {error}"
-    return paths
+        used = {weight.name for op in program.ops for weight in access.weights(op).values()}
+        return {name: f"NumPy float32, dequantised from {checkpoint.tensors[name].type}" for name in used}
+    from edgellm.executors.native.describe import describe_checkpoint
+    from edgellm.executors.native.executor import ACTIVATION_PLANES
+    from edgellm.kernels.simd.level import host_target
+
+    return describe_checkpoint(program, checkpoint, host_target(), ACTIVATION_PLANES)
 
 
 def summary(checkpoint: Checkpoint, program: Program, paths: Mapping[str, str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from edgellm.program.ops import (
     Attend,
     Embed,
     Ffn,
+    InputRounding,
     KvAppend,
     Linear,
     Logits,
@@ -124,9 +125,18 @@ def matmul(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return y if bias is None else y + bias
 
 
+def rounded(x: np.ndarray, rounding: InputRounding) -> np.ndarray:
+    """x (T, in), with "int8" as whole multiples of a 127th of each row's largest magnitude."""
+    if rounding is None:
+        return x
+    scale = np.float32(127) / np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-5))
+    return np.round(x * scale) / scale
+
+
 def linear(op: Linear, s: State) -> None:
     """out (T, out) = x (T, in) W^T + b, W (out, in)."""
-    s.buffers[op.out] = matmul(s.buffers[op.x], s.weights(op.weight), s.weight(op.bias))
+    x = rounded(s.buffers[op.x], op.rounding)
+    s.buffers[op.out] = matmul(x, s.weights(op.weight), s.weight(op.bias))
 
 
 def rope(op: Rope, s: State) -> None:
@@ -201,7 +211,7 @@ def ffn(op: Ffn, s: State) -> None:
     out (T, hidden) = rms_norm(z) D^T + b, the norm only with `sub_norm`.
     G and U are (neurons, hidden), D is (hidden, neurons).
     """
-    x = s.buffers[op.x]
+    x = rounded(s.buffers[op.x], op.rounding)
     up = matmul(x, s.weights(op.up), s.weight(op.up_bias))
     if op.gate is None:
         z = activate(up, op.activation)
@@ -213,6 +223,7 @@ def ffn(op: Ffn, s: State) -> None:
             / np.sqrt(np.mean(z * z, -1, keepdims=True) + np.float32(op.sub_norm_eps))
             * s.weights(op.sub_norm)
         )
+    z = rounded(z, op.rounding)
     s.buffers[op.out] = matmul(z, s.weights(op.down), s.weight(op.down_bias))
 
 

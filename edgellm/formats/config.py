@@ -43,4 +43,5 @@ class ModelConfig:
     logits_softcap: float | None = None
     embedding_scale: float = 1.0
     norm_weight_offset: float = 0.0  # 1.0 where the file stores norm weights minus one (HF Gemma)
+    input_rounding: Literal["int8"] | None = None  # of the linears in the blocks: ops.InputRounding
     extra: dict[str, Any] = field(default_factory=dict)  # what only one architecture needs

@@ -81,6 +81,8 @@ def gguf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, T
     )
     if architecture in ("gemma2", "gemma3"):
         _gemma(keys, config)
+    if architecture == "bitnet":
+        config.input_rounding = "int8"
     return config
 
 

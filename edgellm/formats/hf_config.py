@@ -150,6 +150,7 @@ def _quantization(keys: Keys, result: ModelConfig) -> None:
     if not isinstance(kept, list) or any("layers" in str(name) or "_proj" in str(name) for name in kept):
         keys.fail("quantization_config", "leaves some of the linears unquantised, which is not supported")
     result.extra["quantization"] = quantization
+    result.input_rounding = "int8"
 
 
 def _sliding_window(keys: Keys, result: ModelConfig) -> None:

@@ -172,8 +172,13 @@ def load_kernels(
         return {k: _loaded[target, k] for k in kernels}
 
 
+def kernel_folder(target: Target) -> Path:
+    """Where the cache keeps a target's kernels, and what was measured of them; may not exist yet."""
+    return cache_root() / "kernels" / _fingerprint(target)
+
+
 def _load(wanted: list[str], target: Target, progress: Callable[[int, int], None] | None) -> None:
-    folder = cache_root() / "kernels" / _fingerprint(target)
+    folder = kernel_folder(target)
     cached = {k: _read(folder / f"{symbol_of(k)}.o") for k in wanted}
     objects = {k: code for k, code in cached.items() if code is not None}
     missing = [k for k in wanted if k not in objects]

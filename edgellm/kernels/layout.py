@@ -76,6 +76,7 @@ Quantize = slots(
 )
 # EPS is a float64. WEIGHT is float32 (WIDTH,), BIAS too or 0.
 Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
+RoundRows = slots("RoundRows", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE WIDTH")
 # out = f(x, y); FACTOR is a float64. Rows are padded to whole vectors of 16.
 Elementwise = slots("Elementwise", "X X_STRIDE X_PRIVATE Y Y_STRIDE Y_PRIVATE OUT OUT_STRIDE VECTORS FACTOR")
 # WIDTH float32 of a row, a multiple of 16.

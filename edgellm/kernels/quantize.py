@@ -1,5 +1,7 @@
 """Activations to integers in blocks of 32, as one or two planes of int8, with their sums.
 
+With rounding=int8 a row has one scale, as BitNet models are trained: 127ths of its largest magnitude.
+
 The sums serve weights with a minimum (FSUM) or a zero point 2^SHIFT: a dot product that starts at START,
 minus the sum times the zero point, needs no correction at its end.
 """
@@ -21,15 +23,17 @@ from edgellm.kernels.simd.emit import I32, I64, V16F32, V16I8, V16I32, Emit, con
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f64_at, i64_at
 
+SMALLEST = 1e-5  # magnitude that rows of a single scale are taken to have at least, as in transformers
 
-def make_row(target: Target, planes: int) -> Any:
+
+def make_row(target: Target, planes: int, per_row: bool) -> Any:
     """Intrinsic row(args, x row, act row): quantise one row into the form of layout.ActLayout."""
 
     @intrinsic
     def row(typingctx: Any, args: Any, x: Any, act: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             args_at, x_at, act_at = values
-            _emit_row(Emit(builder, target), args_at, x_at, act_at, planes)
+            _emit_row(Emit(builder, target), args_at, x_at, act_at, planes, per_row)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64), codegen
@@ -37,7 +41,7 @@ def make_row(target: Target, planes: int) -> Any:
     return row
 
 
-def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
+def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int, per_row: bool) -> None:
     b = e.b
 
     def section(slot: int) -> Any:
@@ -50,10 +54,21 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
     shift = b.trunc(e.load(e.offset(args, 8 * Arg.SHIFT), I64, 8), I32)
     absolute = e.intrinsic("llvm.fabs.v16f32", V16F32, [V16F32])
 
-    def block(i: Any) -> list[Any]:
+    blocks = e.load(e.offset(args, 8 * Arg.BLOCKS), I64, 8)
+
+    def halves_of(i: Any) -> tuple[list[Any], Any]:
+        """The 32 values of a block, and their magnitudes' maxima by lane."""
         halves = [e.load(e.offset(x, e.scaled(i, 128), 64 * h), V16F32, 4) for h in range(2)]
-        biggest = e.max(*(b.call(absolute, [h]) for h in halves))
-        top = e.reduce(biggest, e.max)
+        return halves, e.max(*(b.call(absolute, [h]) for h in halves))
+
+    row_top = None
+    if per_row:
+        most = e.loop(blocks, [const(V16F32, SMALLEST)], lambda i, most: [e.max(most, halves_of(i)[1])])
+        row_top = e.reduce(most[0], e.max)
+
+    def block(i: Any) -> list[Any]:
+        halves, biggest = halves_of(i)
+        top = e.reduce(biggest, e.max) if row_top is None else row_top
         zero = b.fcmp_ordered("==", top, ir.Constant(top.type, 0.0))
         inverse = b.select(zero, ir.Constant(top.type, 0.0), b.fdiv(ir.Constant(top.type, largest), top))
         scale = b.fmul(top, ir.Constant(top.type, 1.0 / largest))
@@ -76,14 +91,14 @@ def _emit_row(e: Emit, args: Any, x: Any, act: Any, planes: int) -> None:
         e.store(b.fmul(scale, b.sitofp(total, scale.type)), e.offset(fsum32, at), 4)
         return []
 
-    e.loop(e.load(e.offset(args, 8 * Arg.BLOCKS), I64, 8), [], block)
+    e.loop(blocks, [], block)
 
 
-def build(target: Target, planes: int, norm: int = 0) -> Callable[..., None]:
+def build(target: Target, planes: int, norm: int = 0, rounding: str | None = None) -> Callable[..., None]:
     """The kernel quantize. A lone token is quantised by every thread into its own row, which costs less
     than waiting for each other; several tokens are shared out. With `norm` the input is first made by a
     norm of whole rows, whose arguments are at NORM."""
-    row = make_row(target, planes)
+    row = make_row(target, planes, rounding is not None)
     group = make_group()
 
     @numba.njit(inline="always")

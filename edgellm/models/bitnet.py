@@ -1,8 +1,7 @@
 """BitNet b1.58 (arXiv:2402.17764, arXiv:2504.12285): Llama with ternary linears and an RMS norm before
 the output matrices of attention and FFN. The 1bitLLM models gate with SiLU, BitNet-2B-4T with ReLU squared.
 
-The Program keeps activations in float32. The models were trained with activations rounded to int8 per
-token; an executor may round them so, and then agrees with this only within that rounding.
+The models were trained with the inputs of those linears rounded to int8 per token, and run so.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ class ModelBuilder:
     def linear(self, x: str, out: str, name: str, width: int, rows: tuple[int, int] | None = None) -> None:
         """out (width) = x W^T + b, with W the tensor `name` or some rows of it."""
         self._buffer(out, width)
-        self._add(Linear(x, out, self.weight(name, rows), self.optional(f"{name}.bias", rows)))
+        bias = self.optional(f"{name}.bias", rows)
+        self._add(Linear(x, out, self.weight(name, rows), bias, self.config.input_rounding))
 
     def qkv(self, x: str) -> None:
         """q, k and v from x, by three matrices or by the rows of a fused one."""
@@ -160,6 +161,7 @@ class ModelBuilder:
                 down_bias=self.optional("ffn_down.bias"),
                 sub_norm=self.weight(sub_norm) if sub_norm else None,
                 sub_norm_eps=c.norm_eps,
+                rounding=c.input_rounding,
             )
         )
 

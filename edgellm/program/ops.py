@@ -14,6 +14,9 @@ import numpy as np
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 RopeStyle = Literal["interleaved", "half"]
+# How a linear rounds its input. "int8": each token's values to whole 127ths of the largest of them, as BitNet
+# models are trained (arXiv:2402.17764); None: not at all.
+InputRounding = Literal["int8"] | None
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,13 @@ class Norm(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """out = x W^T + bias, W of shape (out_width, in_width)."""
+    """out = x W^T + bias, W of shape (out_width, in_width); x rounded if the op says so."""
 
     x: str
     out: str
     weight: Weight
     bias: Weight | None = None  # (out_width,)
+    rounding: InputRounding = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +134,8 @@ class Ffn(Op):
     """out = down(norm(act(gate x) * up x)), without a gate: down(norm(act(up x))); biases where given.
 
     The unit of the flash modes: neuron i is row i of gate and up and column i of down.
-    `sub_norm` is an RMS norm over the neurons before `down` (BitNet).
+    `sub_norm` is an RMS norm over the neurons before `down` (BitNet). `rounding` is that of x and of the
+    input of `down`.
     """
 
     x: str
@@ -144,6 +149,7 @@ class Ffn(Op):
     down_bias: Weight | None = None
     sub_norm: Weight | None = None  # (neurons,)
     sub_norm_eps: float = 1e-5
+    rounding: InputRounding = None
 
 
 @dataclass(frozen=True)

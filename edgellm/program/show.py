@@ -104,6 +104,10 @@ def _plus(weight: Weight | None) -> str:
     return "" if weight is None else f" + {weight}"
 
 
+def _rounding(op: Linear | Ffn) -> str:
+    return f", inputs rounded to {op.rounding}" if op.rounding else ""
+
+
 def describe_op(op: Op) -> str:
     """One line of the listing: the buffer that is written, "=", the op, its inputs, weights and constants."""
     match op:
@@ -115,8 +119,10 @@ def describe_op(op: Op) -> str:
             offset = f" + {op.weight_offset:g}" if op.weight_offset else ""
             weight = f" * ({op.weight}{offset})" if offset else f" * {op.weight}" if op.weight else ""
             return f"{op.out} = {op.kind}_norm {op.x} by {op.width}{weight}{_plus(op.bias)}, eps {op.eps:g}"
-        case Logits() | Linear():
-            return f"{op.out} = {type(op).__name__.lower()} {op.x}, {op.weight}{_plus(op.bias)}"
+        case Logits():
+            return f"{op.out} = logits {op.x}, {op.weight}{_plus(op.bias)}"
+        case Linear():
+            return f"{op.out} = linear {op.x}, {op.weight}{_plus(op.bias)}{_rounding(op)}"
         case Rope():
             magnitude = "" if op.magnitude == 1.0 else f", magnitude {op.magnitude:g}"
             low, high = float(op.inv_freq.min()), float(op.inv_freq.max())
@@ -137,7 +143,7 @@ def describe_op(op: Op) -> str:
             gate = f"{op.activation}({op.gate}) * {up}" if op.gate else f"{op.activation}({up})"
             norm = f", sub norm {op.sub_norm}" if op.sub_norm else ""
             down = f"down {op.down}{_plus(op.down_bias)}"
-            return f"{op.out} = ffn {op.x}, {op.neurons} neurons, {gate}{norm}, {down}"
+            return f"{op.out} = ffn {op.x}, {op.neurons} neurons, {gate}{norm}, {down}{_rounding(op)}"
         case Add():
             return f"{op.out} = {op.x} + {op.y}"
         case Scale():

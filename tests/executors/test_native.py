@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgellm.errors import EdgeError
 from edgellm.executors.native import NativeExecutor, executor, weights
-from edgellm.executors.reference import ReferenceExecutor
+from edgellm.executors.reference import KvCache, ReferenceExecutor
 from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
 from edgellm.kernels.simd.level import host_levels, host_target
 from edgellm.models import build_program
@@ -60,6 +60,50 @@ def test_logits_equal_those_of_transformers(name: str, level: str, tmp_path: Pat
         results.append((prefill, np.stack(decoded), split))
     for one, three in zip(*results, strict=True):
         np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize("ternary", [False, True])
+def test_inputs_are_rounded_as_the_program_says(
+    ternary: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of floats and of ternary weights. A value between two steps may go to either, here and there, so the
+    reference must keep keys and values in float16 too, and most tokens must agree, not all."""
+    shutil.copy(GOLDENS / "bitnet" / "model.safetensors", tmp_path)
+    config = json.loads((GOLDENS / "bitnet" / "config.json").read_text())
+    if ternary:
+        online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+        config["quantization_config"] = online
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(tmp_path)
+    tokens = np.random.default_rng(7).integers(0, checkpoint.config.vocab_size, 60)
+    write = KvCache.write
+
+    def write_half(cache: KvCache, positions: np.ndarray, *kv: np.ndarray) -> None:
+        write(cache, positions, *(x.astype(np.float16).astype(np.float32) for x in kv))
+
+    monkeypatch.setattr(KvCache, "write", write_half)
+    found = {}
+    for rounding in ("int8", None):
+        checkpoint.config.input_rounding = rounding  # type: ignore[assignment]
+        program = build_program(checkpoint, context=64)
+        session = ReferenceExecutor(program, checkpoint).new_session(64)
+        found[rounding] = session.forward(tokens, all_logits=True)
+        if rounding is None:
+            break
+        native = NativeExecutor(program, checkpoint, threads=2)
+        session = native.new_session(64)
+        prefill = session.forward(tokens, all_logits=True)
+        session.rewind(40)
+        decoded = np.stack([session.decode(int(t)) for t in tokens[40:50]])
+        native.close()
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        """Of the median token."""
+        return float(np.median(np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)))
+
+    assert error(prefill, found["int8"]) < 1e-5
+    assert error(decoded, found["int8"][40:50]) < 1e-5
+    assert error(found[None], found["int8"]) > 1e-2  # what rounding changes
 
 
 def test_prefill_in_chunks_equals_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

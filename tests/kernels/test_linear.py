@@ -80,7 +80,13 @@ def bytes_at(where: int, count: int) -> bytes:
 
 
 def quantize(
-    run_kernel, target: Target, x: np.ndarray, planes: int, shift: int = 0, norm: np.ndarray | None = None
+    run_kernel,
+    target: Target,
+    x: np.ndarray,
+    planes: int,
+    shift: int = 0,
+    norm: np.ndarray | None = None,
+    rounding: bool = False,
 ) -> tuple[np.ndarray, ActLayout]:
     tokens, k = x.shape
     layout = ActLayout(k)
@@ -91,9 +97,8 @@ def quantize(
         START32=layout.start32, FSUM16=layout.fsum16, START16=layout.start16, SHIFT=shift,
         NORM=0 if norm is None else address(norm),
     )  # fmt: skip
-    run_kernel(
-        target, f"quantize/planes={planes}{',norm=1' if norm is not None else ''}", args, TOKENS=tokens
-    )
+    options = f"{',rounding=int8' if rounding else ''}{',norm=1' if norm is not None else ''}"
+    run_kernel(target, f"quantize/planes={planes}{options}", args, TOKENS=tokens)
     return act.reshape(-1, layout.stride)[:tokens], layout
 
 

@@ -11,22 +11,22 @@ import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
+from edgellm.executors.native import choice
 from edgellm.executors.native.batch import AttentionMemory, Batch, steps
 from edgellm.executors.native.buffers import Workspace
+from edgellm.executors.native.describe import describe_form, input_roundings
 from edgellm.executors.native.lower import Lowering
-from edgellm.executors.native.packing import Form, form_of
+from edgellm.executors.native.packing import TERNARY, matrix_shape
 from edgellm.executors.native.profile import OpTime, Profiler
 from edgellm.executors.native.session import NativeSession
 from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
-from edgellm.formats.tensor import Tensor
 from edgellm.kernels import team
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.kv_layout import KINDS
 from edgellm.kernels.layout import (
     GROUP,
     ZEROS,
-    Base3Layout,
     Instruction,
     Rope,
     Step,
@@ -71,9 +71,7 @@ class NativeExecutor(Executor):
         self.program, self.threads, self.kv = program, threads, kv
         self.target = target or host_target()
         matrices, vectors = _weights(program)
-        tables = {op.table for op in program.ops if isinstance(op, ops.Embed)}
-        # Elsewhere taking a byte of base 3 apart takes longer than reading two bits for each weight.
-        base3 = [w for w in matrices if w not in tables] if self.target.byte_permute else []
+        base3 = _in_base3(program, checkpoint, matrices, self.target)
         self._store = WeightStore(checkpoint, matrices, vectors, base3=base3)
         self._workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
         self._planes = activation_planes
@@ -127,8 +125,11 @@ class NativeExecutor(Executor):
 
     def describe(self) -> dict[str, str]:
         """Weight name -> layout and instruction set of the kernel that runs it."""
-        forms = self._store.forms.items()
-        return {str(weight): describe_form(form, self.target, self._planes) for weight, form in forms}
+        roundings = input_roundings(self.program)
+        return {
+            str(weight): describe_form(form, self.target, self._planes, roundings.get(weight))
+            for weight, form in self._store.forms.items()
+        }
 
     def profile(self, session: Session, tokens: Sequence[int] | np.ndarray) -> list[OpTime]:
         """Consume tokens in a session of this executor, as `session.forward` does, and tell where the time
@@ -210,20 +211,15 @@ def _weights(program: Program) -> tuple[list[ops.Weight], list[ops.Weight]]:
     return list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
 
 
-def describe_form(form: Form, target: Target, planes: int = ACTIVATION_PLANES) -> str:
-    """One phrase for `inspect`."""
-    if isinstance(form, str):
-        return f"tile16 {form}, float32 activations ({target.level})"
-    if isinstance(form, Base3Layout):
-        scales = "base 3 (1.6 bits), scale per row"
-    else:
-        minimum = " with minimum" if form.asym else ""
-        scales = f"{form.bits}-bit{minimum}, scale per {form.block if form.scaled else 'row'}"
-    return f"tile16x4 {scales}, activations in {planes} int8 plane{'s' * (planes > 1)} ({target.level})"
-
-
-def describe_tensor(tensor: Tensor, target: Target, uniform: bool, table: bool) -> str:
-    """As describe_form, for a matrix that is not loaded. uniform: the rows of every ternary tensor of the
-    model have a single scale; table: it is one of embeddings. Raises EdgeError where it cannot be run."""
-    base3 = target.byte_permute and not table
-    return describe_form(form_of(tensor.type, tensor.shape[-1], uniform, base3), target)
+def _in_base3(
+    program: Program, checkpoint: Checkpoint, matrices: Sequence[ops.Weight], target: Target
+) -> list[ops.Weight]:
+    """The ternary matrices that are faster in base 3; shapes that this machine does not know are measured."""
+    tables = {op.table for op in program.ops if isinstance(op, ops.Embed)}
+    shapes = {
+        weight: matrix_shape(weight, checkpoint.tensors[weight.name])
+        for weight in matrices
+        if weight not in tables and checkpoint.tensors[weight.name].type in TERNARY
+    }
+    choice.measure(set(shapes.values()), target)
+    return [weight for weight, shape in shapes.items() if choice.base3_is_faster(shape, target)]

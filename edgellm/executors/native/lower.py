@@ -15,11 +15,11 @@ import numpy as np
 
 from edgellm.executors.native.buffers import Buffer, Hazards, Workspace
 from edgellm.executors.native.cost import Cost, attend_cost, kernel_label, linear_cost
-from edgellm.executors.native.packing import kernel_form
+from edgellm.executors.native.packing import kernel_form, linear_kernel
 from edgellm.executors.native.weights import WeightStore
 from edgellm.kernels import layout
 from edgellm.kernels.kv_layout import KvBlock
-from edgellm.kernels.layout import ROWS, ActLayout, Base3Layout, TileLayout, align, record
+from edgellm.kernels.layout import ROWS, ActLayout, TileLayout, align, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.program import access, ops
 from edgellm.program.program import Program
@@ -106,8 +106,8 @@ class Lowering:
         self._rest: Sequence[ops.Op] = ()  # the ops behind the one being lowered
         self._store, self._space = store, workspace
         self._hazards = Hazards()
-        # width -> buffer whose content the activation row holds, and the zero point of its sums
-        self._quantized: dict[int, tuple[str, int | None]] = {}
+        # width -> buffer whose content the activation row holds, its rounding, and the zero point of its sums
+        self._quantized: dict[int, tuple[str, ops.InputRounding, int | None]] = {}
         self._pending: _Norm | None = None
         self._kv = kv
         self._kv_before = kv_bytes_before(program, kv)
@@ -129,7 +129,7 @@ class Lowering:
                 if target is not None:
                     fused = i + 1
                 if isinstance(op, ops.Linear):
-                    self._linear(op.x, op.out, op.weight, op.bias, target)
+                    self._linear(op.x, op.out, op.weight, op.bias, target, rounding=op.rounding)
                 else:
                     self._ffn(op, target)
             else:
@@ -180,7 +180,7 @@ class Lowering:
 
     def _linear(
         self, x_name: str, out_name: str, weight: ops.Weight, bias: ops.Weight | None,
-        add_to: str | None = None, gate: str | None = None,
+        add_to: str | None = None, gate: str | None = None, rounding: ops.InputRounding = None,
     ) -> None:  # fmt: skip
         """out = weight x + bias; or add_to += weight x + bias; or with a gate out = gate(out) * (...)."""
         packed, x = self._store[weight], self._space[x_name]
@@ -189,7 +189,7 @@ class Lowering:
             "BIAS": 0 if bias is None else self._vector(bias, packed.n, 0.0),
         }  # fmt: skip
         if not isinstance(packed.form, str):
-            source = self._quantize(x, x_name, None if packed.form.asym else packed.zero_shift)
+            source = self._quantize(x, x_name, None if packed.form.asym else packed.zero_shift, rounding)
             act = ActLayout(packed.k)
             wide = packed.form.block == 32
             fields |= {
@@ -199,31 +199,29 @@ class Lowering:
                 "ACT_FSUM": act.fsum32 if wide else act.fsum16,
                 "ACT_START": act.start32 if wide else act.start16,
             }  # fmt: skip
-            base3 = isinstance(packed.form, Base3Layout)
-            kernel = "linear_base3/" if base3 else f"linear_q/{kernel_form(packed.form)},"
-            kernel, slots = f"{kernel}planes={self._planes}", "LinearQ"
+            planes, slots = self._planes_of(rounding), "LinearQ"
         else:
-            source = x
+            planes = 0
+            source = x = self._rounded(x, x_name) if rounding else x
             fields |= {
                 "INPUT": x.address, "INPUT_STRIDE": x.stride, "INPUT_PRIVATE": int(x.private),
                 "INPUTS": packed.k,
             }  # fmt: skip
-            kernel, slots = f"linear_f/{kernel_form(packed.form)}", "LinearF"
+            slots = "LinearF"
         out = self._write(add_to or out_name, packed.n)
         accumulate = add_to is not None or gate is not None
         fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
-        planes = 0 if isinstance(packed.form, str) else self._planes
         cost = linear_cost(weight, packed.nbytes, packed.n * packed.k, planes)
-        kernel += f",gate={gate}" if gate else ""
+        kernel = linear_kernel(packed.form, planes) + (f",gate={gate}" if gate else "")
         self._emit(kernel, slots, reads=[source, out] if accumulate else [source], writes=[out], **fields)
         self.result.instructions[-1].cost = cost
 
     def _ffn(self, op: ops.Ffn, add_to: str | None) -> None:
         if op.gate is not None:
-            self._linear(op.x, "ffn.act", op.gate, None)
-            self._linear(op.x, "ffn.act", op.up, op.up_bias, gate=op.activation)
+            self._linear(op.x, "ffn.act", op.gate, None, rounding=op.rounding)
+            self._linear(op.x, "ffn.act", op.up, op.up_bias, gate=op.activation, rounding=op.rounding)
         else:
-            self._linear(op.x, "ffn.up", op.up, op.up_bias)
+            self._linear(op.x, "ffn.up", op.up, op.up_bias, rounding=op.rounding)
             self._elementwise(op.activation, "ffn.up", None, "ffn.act")
         hidden = "ffn.act"
         if op.sub_norm is not None:
@@ -231,7 +229,7 @@ class Lowering:
                 ops.Norm(x=hidden, out="ffn.norm", width=op.neurons, eps=op.sub_norm_eps, weight=op.sub_norm)
             )
             hidden = "ffn.norm"
-        self._linear(hidden, op.out, op.down, op.down_bias, add_to)
+        self._linear(hidden, op.out, op.down, op.down_bias, add_to, rounding=op.rounding)
 
     def _rope(self, op: ops.Rope) -> None:
         x = self._write(op.x, self._space[op.x].width)
@@ -307,14 +305,28 @@ class Lowering:
             OUT=out.address, OUT_STRIDE=out.stride, VECTORS=-(-x.width // 16), **fields,
         )  # fmt: skip
 
-    def _quantize(self, x: Buffer, name: str, shift: int | None) -> Buffer:
+    def _planes_of(self, rounding: ops.InputRounding) -> int:
+        """Planes of int8 that the inputs of a quantised weight are kept in: rounded ones need one."""
+        return self._planes if rounding is None else 1
+
+    def _rounded(self, x: Buffer, name: str) -> Buffer:
+        """The rounded rows of x, in float32."""
+        out = self._write(f"{name}.rounded", x.width, private=True)
+        self._emit(
+            "round_rows", "RoundRows", reads=[x], writes=[out], X=x.address, X_STRIDE=x.stride,
+            X_PRIVATE=int(x.private), OUT=out.address, OUT_STRIDE=out.stride, WIDTH=x.width,
+        )  # fmt: skip
+        return out
+
+    def _quantize(self, x: Buffer, name: str, shift: int | None, rounding: ops.InputRounding) -> Buffer:
         """The activation row that holds x, made now unless it was made before and x has not changed. shift:
         the zero point that its sums have to serve, if any."""
         act = self._space.activation(x.width)
-        held, held_shift = self._quantized.get(x.width, ("", None))
-        if held != name or (shift is not None and shift != held_shift):
+        held, held_rounding, held_shift = self._quantized.get(x.width, ("", None, None))
+        if (held, held_rounding) != (name, rounding) or (shift is not None and shift != held_shift):
             shape = ActLayout(x.width)
-            kernel, norm = f"quantize/planes={self._planes}", self._take_norm(x)
+            kernel, norm = f"quantize/planes={self._planes_of(rounding)}", self._take_norm(x)
+            kernel += f",rounding={rounding}" if rounding else ""
             reads, writes, norm_address = [x], [act], 0
             if norm is not None:
                 kernel += ",norm=1"
@@ -328,7 +340,7 @@ class Lowering:
                 SCALE=shape.scale, FSUM32=shape.fsum32, START32=shape.start32,
                 FSUM16=shape.fsum16, START16=shape.start16, SHIFT=shift or 0,
             )  # fmt: skip
-            self._quantized[x.width] = name, shift
+            self._quantized[x.width] = name, rounding, shift
         return act
 
     def _take_norm(self, x: Buffer) -> _Norm | None:
@@ -341,7 +353,7 @@ class Lowering:
 
     def _write(self, name: str, width: int, private: bool = False) -> Buffer:
         """The buffer `name` about to get new content."""
-        for k, (held, _) in list(self._quantized.items()):
+        for k, (held, *_) in list(self._quantized.items()):
             if held == name:
                 del self._quantized[k]
         return self._space.buffer(name, width, private)

@@ -33,10 +33,12 @@ _SOURCES = (
     "executors/native/packing.py",
     "executors/native/weights.py",
     "formats",
+    "kernels/base3.py",
     "kernels/blocks.py",
     "kernels/codes.py",
     "kernels/layout.py",
     "kernels/pack.py",
+    "kernels/pack_base3.py",
     "kernels/simd",
 )
 
@@ -81,6 +83,7 @@ class PackedFile:
         about = {
             "model": os.path.realpath(checkpoint.path),
             "files": [file._asdict() for file in checkpoint.files],
+            "assumptions": checkpoint.assumptions,
             "layout": _layout_version(),
             "bytes": nbytes,
         }

@@ -69,6 +69,12 @@ def form_of(type_name: str, k: int, uniform: bool = False, base3: bool = False) 
     raise EdgeError(f"Tensor type {type_name} cannot be run by the native executor.")
 
 
+def matrix_shape(weight: Weight, tensor: Tensor) -> tuple[int, int]:
+    """(rows, inputs) of a weight that is all of a tensor or some of its rows."""
+    first, end = weight.rows or (0, tensor.shape[0])
+    return end - first, tensor.shape[-1]
+
+
 def kernel_form(form: Form) -> str:
     """Parameters of the kernel for a form: "kind=f16" or "bits=4,asym=1,block=32"; "base3" for its layout."""
     if isinstance(form, Base3Layout):
@@ -77,6 +83,15 @@ def kernel_form(form: Form) -> str:
         scaled = "" if form.scaled else ",scaled=0"
         return f"bits={form.bits},asym={int(form.asym)},block={form.block}{scaled}"
     return f"kind={form}"
+
+
+def linear_kernel(form: Form, planes: int) -> str:
+    """Name of the kernel y = W x. planes: of int8 activations, which float weights do not take."""
+    if isinstance(form, Base3Layout):
+        return f"linear_base3/planes={planes}"
+    if isinstance(form, TileLayout):
+        return f"linear_q/{kernel_form(form)},planes={planes}"
+    return f"linear_f/{kernel_form(form)}"
 
 
 def pack_kernel(tensor: Tensor, weight: Weight, form: Form) -> str:
