@@ -41,6 +41,7 @@ class Checkpoint:
     metadata: the file's own key-value pairs (GGUF keys; for a Hugging Face folder, config.json and
     generation_config.json under "config" and "generation_config").
     files: what the tensors and the configuration were read from; empty for a checkpoint made in memory.
+    assumptions: how the files were read where they leave it open, one phrase each.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[FileId, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.errors import EdgeError
+from edgellm.formats.bitnet_cpp import BitnetOptions, unpack_bitnet
 from edgellm.formats.checkpoint import Checkpoint, FileId, file_ids
 from edgellm.formats.gguf_config import gguf_config
 from edgellm.formats.keys import Keys
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-def open_gguf(path: str | Path) -> Checkpoint:
+def open_gguf(path: str | Path, bitnet: BitnetOptions | None = None) -> Checkpoint:
     """Open the GGUF file `path`; of a split model, any part ("name-00001-of-00003.gguf").
+
+    bitnet: what a file of bitnet.cpp leaves open; by default as the environment says.
 
     Raises EdgeError, one sentence naming the file, for whatever is wrong with it: not GGUF, truncated,
     damaged, of an unsupported type or architecture, or with shapes that disagree with the metadata.
@@ -31,10 +34,13 @@ def open_gguf(path: str | Path) -> Checkpoint:
     match = _PART.fullmatch(path.name)
     first = path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf") if match else path
     files = file_ids([first])
-    metadata, tensors = _open_part(first)
+    bitnet = bitnet or BitnetOptions.from_environment()
+    metadata, tensors = _open_part(first, bitnet)
     parts = Keys(first, metadata).integer("split.count", 1, least=0)
     if parts > 1:
-        files += _add_parts(first, parts, metadata, tensors)
+        files += _add_parts(first, parts, metadata, tensors, bitnet)
+    tensors, assumptions, read = unpack_bitnet(first, tensors, bitnet)
+    files += read
     config = gguf_config(first, metadata, tensors)
     tokens = metadata.array_length("tokenizer.ggml.tokens")
     if tokens is not None and tokens != config.vocab_size:
@@ -43,19 +49,21 @@ def open_gguf(path: str | Path) -> Checkpoint:
             f"{tokens} tokens of the vocabulary."
         )
     check_shapes(first, config, tensors)
-    return Checkpoint(first, "gguf", config, tensors, metadata, files)
+    return Checkpoint(first, "gguf", config, tensors, metadata, files, assumptions)
 
 
-def _open_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
+def _open_part(path: Path, bitnet: BitnetOptions) -> tuple[Metadata, dict[str, Tensor]]:
     from edgellm.formats.gguf_reader import CheckedReader, Metadata  # late: gguf is slow to import
 
     if not path.is_file():
         raise EdgeError(f"{path}: no such file.")
-    reader = CheckedReader(path)
+    reader = CheckedReader(path, bitnet)
     return Metadata(path, reader.fields), reader.tensors_by_name
 
 
-def _add_parts(first: Path, parts: int, metadata: Metadata, tensors: dict[str, Tensor]) -> tuple[FileId, ...]:
+def _add_parts(
+    first: Path, parts: int, metadata: Metadata, tensors: dict[str, Tensor], bitnet: BitnetOptions
+) -> tuple[FileId, ...]:
     """Add the tensors of parts 2 to `parts` of the model whose first part is `first`; returns their files."""
     files: tuple[FileId, ...] = ()
     match = _PART.fullmatch(first.name)
@@ -69,7 +77,7 @@ def _add_parts(first: Path, parts: int, metadata: Metadata, tensors: dict[str, T
         if not path.is_file():
             raise EdgeError(f"{path}: part {number} of {parts} of the model is missing; download it too.")
         files += file_ids([path])
-        part_metadata, part_tensors = _open_part(path)
+        part_metadata, part_tensors = _open_part(path, bitnet)
         keys = Keys(path, part_metadata)
         if keys.integer("split.no", least=0) != number - 1 or keys.integer("split.count") != parts:
             raise EdgeError(f"{path}: the file is not part {number} of {parts}; download it again.")

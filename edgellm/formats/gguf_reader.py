@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, ReaderField
 
 from edgellm.errors import EdgeError
+from edgellm.formats.bitnet_cpp import OTHERS, BitnetOptions, Place, bitnet_bytes, bitnet_kinds
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.types import TENSOR_TYPES, row_bytes
 
@@ -39,11 +40,13 @@ _length = struct.Struct("<Q").unpack_from
 class CheckedReader(GGUFReader):
     """Fields and tensors of the GGUF file `path`. Raises EdgeError on anything that is not in order.
 
-    tensors_by_name: name -> Tensor over the mapped file, in file order.
+    tensors_by_name: name -> Tensor over the mapped file, in file order. Those of bitnet.cpp are still as
+    bitnet_cpp.unpack_bitnet takes them.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, bitnet: BitnetOptions):
         self.path = path
+        self._bitnet = bitnet
         try:
             if path.stat().st_size < _PREAMBLE:
                 self._fail("is too short to be a GGUF file; download it again")
@@ -175,24 +178,17 @@ class CheckedReader(GGUFReader):
         self.tensors_by_name: dict[str, Tensor] = {}
         begin = -(-self._header_end // self._align) * self._align
         expected = 0
-        for field in fields:
-            _, _, _, dims, raw_type, offset = field.parts
-            shape = tuple(reversed(dims.tolist())) or (1,)
-            name, position = field.name, int(offset[0])
-            self._check_name(name)
-            if name in self.tensors_by_name:
-                self._fail(f"has the tensor {name} twice; it is damaged")
-            kind = self._tensor_type(name, int(raw_type[0]))
-            if min(shape) < 1:
-                self._fail(f"has the tensor {name} with the shape {shape}; it is damaged")
-            if shape[-1] % TENSOR_TYPES[kind].block:
-                self._fail(
-                    f"has the tensor {name} with rows of {shape[-1]}, not a multiple of the {kind} block of "
-                    f"{TENSOR_TYPES[kind].block}; it is damaged"
-                )
+        infos = self._tensor_infos(fields, len(self._view) - begin)
+        foreign = bitnet_kinds(self.path, [place for place, _ in infos], self._align, self._bitnet)
+        for (name, shape, number, _, _), position in infos:
+            kind = foreign.get(number)
+            if kind is None:
+                kind = self._tensor_type(name, number)
+                rows_shape = self._rows_shape(name, kind, shape)
+            else:
+                rows_shape = (bitnet_bytes(self.path, name, kind, shape),)
             if position % self._align:
                 self._fail(f"has the tensor {name} at the misaligned offset {position}; it is damaged")
-            rows_shape = (*shape[:-1], row_bytes(kind, shape[-1]))
             size = 1
             for extent in rows_shape:
                 size *= extent  # Python integers: np.prod would wrap around
@@ -211,8 +207,35 @@ class CheckedReader(GGUFReader):
             self.tensors_by_name[name] = Tensor(name, kind, shape, data)
             expected = position + -(-size // self._align) * self._align
 
+    def _tensor_infos(self, fields: list[ReaderField], data_bytes: int) -> list[tuple[Place, int]]:
+        """What the header says about each tensor, and its offset among the `data_bytes` behind the header."""
+        offsets = [int(field.parts[5][0]) for field in fields]
+        infos: dict[str, tuple[Place, int]] = {}
+        for i, (field, offset) in enumerate(zip(fields, offsets, strict=True)):
+            _, _, _, dims, raw_type, _ = field.parts
+            name, shape = field.name, tuple(reversed(dims.tolist())) or (1,)
+            self._check_name(name)
+            if name in infos:
+                self._fail(f"has the tensor {name} twice; it is damaged")
+            if min(shape) < 1:
+                self._fail(f"has the tensor {name} with the shape {shape}; it is damaged")
+            last = i + 1 == len(fields)
+            room = (data_bytes if last else offsets[i + 1]) - offset
+            infos[name] = Place(name, shape, int(raw_type[0]), room, last), offset
+        return list(infos.values())
+
+    def _rows_shape(self, name: str, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor's bytes: (*shape[:-1], bytes per row)."""
+        if shape[-1] % TENSOR_TYPES[kind].block:
+            self._fail(
+                f"has the tensor {name} with rows of {shape[-1]}, not a multiple of the {kind} block of "
+                f"{TENSOR_TYPES[kind].block}; it is damaged"
+            )
+        return (*shape[:-1], row_bytes(kind, shape[-1]))
+
     def _tensor_type(self, name: str, number: int) -> str:
-        known = {int(kind): kind.name for kind in GGMLQuantizationType}
+        known = {number: name for number, (name, _, _) in OTHERS.items()}
+        known |= {int(kind): kind.name for kind in GGMLQuantizationType}
         kind = known.get(number, f"number {number}")
         if kind not in TENSOR_TYPES:
             self._fail(

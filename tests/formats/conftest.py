@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.formats.bitnet_encode import write_config
+from tests.formats.bitnet_model import TILINGS, write_model
 from tests.formats.tiny import (
     add_key,
     gguf_bytes,
@@ -107,5 +109,19 @@ def write_hf(tmp_path: Path) -> Callable[..., Path]:
         arrays |= tensors or {}
         write_safetensors(folder / file, {k: v for k, v in arrays.items() if v is not None})
         return folder
+
+    return write
+
+
+@pytest.fixture
+def bitnet_model(tmp_path: Path) -> Callable[..., Path]:
+    """bitnet_model(kind, ...) -> path of a model by bitnet_model.write_model, with its kernel_config.ini."""
+
+    def write(kind: str, *args: Any, **kwargs: Any) -> Path:
+        folder = tmp_path / kind
+        folder.mkdir(exist_ok=True)
+        if kind in TILINGS:
+            write_config(folder / "kernel_config.ini", TILINGS[kind])
+        return write_model(folder / "model.gguf", kind, *args, **kwargs)
 
     return write
