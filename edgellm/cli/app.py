@@ -32,6 +32,7 @@ COMMANDS = {
     "inspect": "inspect",
     "bench": "bench",
     "perplexity": "perplexity",
+    "convert": "convert",
 }
 
 
