@@ -82,6 +82,9 @@ def gguf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, T
     if architecture in ("gemma2", "gemma3"):
         _gemma(keys, config)
     if architecture == "bitnet":
+        config.activation = keys.text("hidden_activation", activation)  # of newer files of llama.cpp
+        if config.activation not in ("silu", "relu2"):
+            keys.fail("hidden_activation", f"is {config.activation[:40]!r}, not silu or relu2")
         config.input_rounding = "int8"
     return config
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -28,13 +29,15 @@ from edgellm.kernels.simd.scalar import i64_at
 _TWO_BITS = TileLayout(0, 2, False, ACT_BLOCK, scaled=False)
 
 
-def make_one(target: Target, planes: int, gate: str | None) -> Any:
+def make_one(target: Target, planes: int, gate: str | None, whole: bool) -> Any:
     """Intrinsic one(args, five tiles, how many of them exist, activation row, out, old, bias)."""
 
     @intrinsic
     def one(tc: Any, args: Any, w: Any, count: Any, act: Any, out: Any, old: Any, bias: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            _emit_one(Emit(builder, target), planes, gate, *values)
+            args_at, w_at, count_at, act_at, *rest = values
+            fives = _Fives(Emit(builder, target), planes, args_at, w_at, act_at)
+            fives.store(fives.whole() if whole else fives.by_block(), gate, w_at, count_at, *rest)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), codegen
@@ -42,61 +45,83 @@ def make_one(target: Target, planes: int, gate: str | None) -> Any:
     return one
 
 
-def _emit_one(
-    e: Emit,
-    planes: int,
-    gate: str | None,
-    args: Any,
-    w: Any,
-    count: Any,
-    act: Any,
-    out: Any,
-    old: Any,
-    bias: Any,
-) -> None:
-    b = e.b
+class _Fives:
+    """Emits the product of five tiles and one row of activations."""
 
-    def arg(slot: int) -> Any:
-        return e.load(e.offset(args, 8 * slot), I64, 8)
+    def __init__(self, e: Emit, planes: int, args: Any, w: Any, act: Any):
+        self.e, self.planes, self.act = e, planes, act
 
-    blocks, low, starts, scales = arg(Arg.BLOCKS), arg(Arg.ACT_LOW), arg(Arg.ACT_START), arg(Arg.ACT_SCALE)
-    units = e.offset(w, TRITS * ROW_SCALES)
+        def arg(slot: int) -> Any:
+            return e.load(e.offset(args, 8 * slot), I64, 8)
 
-    def block(k: Any, *before: Any) -> list[Any]:
-        inputs, quad = e.scaled(k, ACT_BLOCK), e.scaled(k, 4)
-        sums = [[const(V16I32, 0)] * TRITS for _ in range(planes)]
+        self.blocks, self.low = arg(Arg.BLOCKS), arg(Arg.ACT_LOW)
+        self.starts, self.scales = arg(Arg.ACT_START), arg(Arg.ACT_SCALE)
+        self.units = e.offset(w, TRITS * ROW_SCALES)
+
+    def by_block(self) -> list[Any]:
+        """float32 sums of the five tiles, of blocks that are exact in integers."""
+        e, b = self.e, self.e.b
+
+        def block(k: Any, *before: Any) -> list[Any]:
+            quad = e.scaled(k, 4)
+            sums = self._added(k, [[const(V16I32, 0)] * TRITS for _ in range(self.planes)])
+            start = e.splat(e.load(e.offset(self.act, self.starts, quad), I32, 4))  # digits are trits + 1
+            scale = e.splat_f32(e.offset(self.act, self.scales, quad))
+            found = [totals(e, s) for s in sums]
+            new = []
+            for d in range(TRITS):
+                total = found[0][d]
+                if self.planes == 2:
+                    total = b.add(b.shl(total, const(V16I32, 8)), found[1][d])
+                new.append(e.fma(b.sitofp(b.add(total, start), V16F32), scale, before[d]))
+            return new
+
+        return e.loop(self.blocks, [const(V16F32, 0.0)] * TRITS, block)
+
+    def whole(self) -> list[Any]:
+        """The same of one plane whose blocks have one scale: integers to the end of the row. They hold sums
+        of bytes times int8 of MOST_BASE3_INPUTS, and more."""
+        e, b = self.e, self.e.b
+
+        def block(k: Any, *before: Any) -> list[Any]:
+            share = e.load(e.offset(self.act, self.starts, e.scaled(k, 4)), I32, 4)
+            return [*self._added(k, [list(before[:-1])])[0], b.add(before[-1], share)]
+
+        *sums, start = e.loop(self.blocks, [*[const(V16I32, 0)] * TRITS, ir.Constant(I32, 0)], block)
+        start, scale = e.splat(start), e.splat_f32(e.offset(self.act, self.scales))
+        return [b.fmul(b.sitofp(b.add(total, start), V16F32), scale) for total in totals(e, sums)]
+
+    def _added(self, k: Any, sums: list[list[Any]]) -> list[list[Any]]:
+        """sums of each plane, and the products of block k."""
+        e = self.e
+        inputs = e.scaled(k, ACT_BLOCK)
         for v in range(ACT_BLOCK // 4):
-            unit = e.load(e.offset(units, e.scaled(k, 16 * ACT_BLOCK), 64 * v), V64I8, 64)
-            for plane in range(planes):
-                x = e.splat_4xi8(e.offset(act, inputs, 4 * v, *([low] * plane)))
+            unit = e.load(e.offset(self.units, e.scaled(k, 16 * ACT_BLOCK), 64 * v), V64I8, 64)
+            for plane in range(self.planes):
+                x = e.splat_4xi8(e.offset(self.act, inputs, 4 * v, *([self.low] * plane)))
                 sums[plane] = add(e, sums[plane], unit, x)
-        start = e.splat(e.load(e.offset(act, starts, quad), I32, 4))  # minus the sum: digits are trits + 1
-        scale = e.splat_f32(e.offset(act, scales, quad))
-        found = [totals(e, s) for s in sums]
-        new = []
-        for d in range(TRITS):
-            total = found[0][d]
-            if planes == 2:
-                total = b.add(b.shl(total, const(V16I32, 8)), found[1][d])
-            new.append(e.fma(b.sitofp(b.add(total, start), V16F32), scale, before[d]))
-        return new
+        return sums
 
-    sums = e.loop(blocks, [const(V16F32, 0.0)] * TRITS, block)
-    for d, total in enumerate(sums):
+    def store(
+        self, sums: list[Any], gate: str | None, w: Any, count: Any, out: Any, old: Any, bias: Any
+    ) -> None:
+        """The results of the tiles that exist."""
+        e, b = self.e, self.e.b
+        for d, total in enumerate(sums):
 
-        def store(_: Any, d: int = d, total: Any = total) -> list[Any]:
-            at = d * TILE_BYTES
-            factor = e.load(e.offset(w, d * ROW_SCALES), V16F32, 64)
-            there = e.load(e.offset(old, at), V16F32, 4)
-            base = e.load(e.offset(bias, at), V16F32, 4)
-            if gate:
-                value = b.fmul(ACTIVATIONS[gate](e, there), e.fma(total, factor, base))
-            else:
-                value = e.fma(total, factor, b.fadd(there, base))
-            e.store(value, e.offset(out, at), 4)
-            return []
+            def store(_: Any, d: int = d, total: Any = total) -> list[Any]:
+                at = d * TILE_BYTES
+                factor = e.load(e.offset(w, d * ROW_SCALES), V16F32, 64)
+                there = e.load(e.offset(old, at), V16F32, 4)
+                base = e.load(e.offset(bias, at), V16F32, 4)
+                if gate:
+                    value = b.fmul(ACTIVATIONS[gate](e, there), e.fma(total, factor, base))
+                else:
+                    value = e.fma(total, factor, b.fadd(there, base))
+                e.store(value, e.offset(out, at), 4)
+                return []
 
-        e.loop(b.zext(b.icmp_signed("<", e.i64(d), count), I64), [], store)  # once, or not at all
+            e.loop(b.zext(b.icmp_signed("<", e.i64(d), count), I64), [], store)  # once, or not at all
 
 
 def make_unpack(target: Target) -> Any:
@@ -144,14 +169,15 @@ def make_room(target: Target) -> Any:
     return room
 
 
-def build(target: Target, planes: int, gate: str | None = None) -> Callable[..., None]:
+def build(target: Target, planes: int, gate: str | None = None, rounded: int = 0) -> Callable[..., None]:
     """The kernel linear_base3. Threads share out groups of five tiles; TILES counts tiles, TILE_STRIDE is
-    that of a group."""
+    that of a group. rounded: the rows of activations have a single scale."""
     group = 4 if target.wide else 2
     step = 2 * group if target.wide else group
-    one, unpack, room = make_one(target, planes, gate), make_unpack(target), make_room(target)
-    few = make_tile(target, Shape(_TWO_BITS, planes, 1, group, gate))
-    most = make_tile(target, Shape(_TWO_BITS, planes, 1, step, gate)) if step > group else few
+    whole = bool(rounded)
+    one, unpack, room = make_one(target, planes, gate, whole), make_unpack(target), make_room(target)
+    few = make_tile(target, Shape(_TWO_BITS, planes, 1, group, gate, whole=whole))
+    most = make_tile(target, Shape(_TWO_BITS, planes, 1, step, gate, whole=whole)) if step > group else few
 
     @numba.njit(inline="always")
     def by_tile(args, w, begin, end, out, old_at, old_stride, bias):  # type: ignore[no-untyped-def]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numba
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -38,6 +39,9 @@ PREFETCH_BYTES = 4096
 CACHED_BYTES = 512 << 10  # of activations that should stay in a core's cache while weights pass by
 
 
+NEXT_TILE = -1
+
+
 @dataclass(frozen=True)
 class Shape:
     """What one tile intrinsic computes: `tiles` weight tiles times `tokens` rows of activations."""
@@ -47,7 +51,8 @@ class Shape:
     tiles: int
     tokens: int
     gate: str | None = None
-    prefetch: int = 0  # bytes ahead
+    prefetch: int = 0  # bytes ahead; NEXT_TILE: the same place in the tiles behind these
+    whole: bool = False  # rows of either side have a single scale: the sums of a whole row are integers
 
 
 def make_tile(target: Target, shape: Shape) -> Any:
@@ -79,6 +84,9 @@ class _Tile:
         self.blocks = arg(Arg.BLOCKS)
         self.fsum, self.start, self.scale = arg(Arg.ACT_FSUM), arg(Arg.ACT_START), arg(Arg.ACT_SCALE)
         self.low_plane = arg(Arg.ACT_LOW)
+        self.ahead: Any = shape.prefetch
+        if shape.prefetch == NEXT_TILE:
+            self.ahead = e.b.mul(arg(Arg.TILE_STRIDE), e.i64(shape.tiles))
 
     def emit(self, w: Any, w2: Any, act: Any, out: Any, old: Any, old_stride: Any, bias: Any) -> None:
         e, b, shape = self.e, self.e.b, self.shape
@@ -91,14 +99,14 @@ class _Tile:
 
         def group(g: Any, *before: Any) -> list[Any]:
             sums, at = list(before), lines(g)
-            if shape.prefetch:
-                for line in at:
-                    for n in range(0, form.group_stride, 64):
-                        e.prefetch(e.offset(line, n + shape.prefetch))
+            self._prefetch(at)
             for j in range(form.group):
                 sums = self._block(at, j, e.offset(e.scaled(g, form.group), j), rows, sums)
             return sums
 
+        if shape.whole:
+            self._store(weights, self._whole(lines, rows), out, old, old_stride, bias)
+            return
         count = self.blocks if form.group == 1 else b.lshr(self.blocks, e.i64(1))
         sums = e.loop(count, [const(V16F32, 0.0)] * (shape.tiles * shape.tokens), group)
         if form.group == 2:  # an odd last block
@@ -107,6 +115,41 @@ class _Tile:
             odd = b.and_(self.blocks, e.i64(1))
             sums = e.loop(odd, sums, lambda _, *so_far: self._block(at, 0, last, rows, list(so_far)))
         self._store(weights, sums, out, old, old_stride, bias)
+
+    def _prefetch(self, lines: list[Any]) -> None:
+        if self.shape.prefetch:
+            for line in lines:
+                for n in range(0, self.shape.form.group_stride, 64):
+                    self.e.prefetch(self.e.offset(line, n, self.ahead))
+
+    def _whole(self, lines: Callable[[Any], list[Any]], rows: list[Any]) -> list[Any]:
+        """sums[tile * tokens + token] of whole rows, of integers until the end."""
+        e, b, shape = self.e, self.e.b, self.shape
+        form, count = shape.form, shape.tiles * shape.tokens
+        chains = max(1, 4 // count)  # few sums would wait for the dot product's latency
+
+        def block(k: Any, *before: Any) -> list[Any]:
+            sums, starts, at = list(before[: count * chains]), before[count * chains :], lines(k)
+            self._prefetch(at)
+            codes = [unpack(e, line, form, 0) for line in at]
+            for v in range(form.block // 4):
+                for t, row in enumerate(rows):
+                    x = e.splat_4xi8(e.offset(row, e.scaled(k, form.block), 4 * v))
+                    for tile in range(shape.tiles):
+                        i = (tile * shape.tokens + t) * chains + v % chains
+                        sums[i] = dot4(e, sums[i], codes[tile][v], x, 2**form.bits - 1)
+            shares = [e.load(e.offset(row, self.start, e.scaled(k, 4)), I32, 4) for row in rows]
+            return [*sums, *(b.add(start, share) for start, share in zip(starts, shares, strict=True))]
+
+        zeros = [const(V16I32, 0)] * (count * chains)
+        found = e.loop(self.blocks, [*zeros, *[ir.Constant(I32, 0)] * shape.tokens], block)
+        results = []
+        for i in range(count):
+            row, total = rows[i % shape.tokens], e.splat(found[count * chains + i % shape.tokens])
+            for part in found[i * chains : (i + 1) * chains]:
+                total = b.add(total, part)
+            results.append(b.fmul(b.sitofp(total, V16F32), e.splat_f32(e.offset(row, self.scale))))
+        return results
 
     def _block(self, lines: list[Any], j: int, k: Any, rows: list[Any], sums: list[Any]) -> list[Any]:
         """Adds block k, which is block j of the groups at `lines`, to sums[tile * tokens + token]."""
@@ -179,9 +222,17 @@ def _no_panel(
 
 
 def build(
-    target: Target, bits: int, asym: int, block: int, planes: int, gate: str | None = None, scaled: int = 1
+    target: Target,
+    bits: int,
+    asym: int,
+    block: int,
+    planes: int,
+    gate: str | None = None,
+    scaled: int = 1,
+    rounded: int = 0,
 ) -> Callable[..., None]:
-    """The kernel linear_q for one weight form. Threads share out the tiles.
+    """The kernel linear_q for one weight form. Threads share out the tiles. rounded: the rows of activations
+    have a single scale, and those of the weights too.
 
     One stream of weights at a time while they come from memory; for many tokens the target's tile
     registers, or as many sums as its other registers hold: of pairs of tiles, which share what is loaded of
@@ -191,10 +242,12 @@ def build(
     group = 4 if target.wide else 2
     width = 2 if target.wide and planes == 2 and len(form.planes) == 1 else 1
     step = group if width == 2 or not target.wide else 2 * group
-    one = make_tile(target, Shape(form, planes, 1, 1, gate, target.prefetch_bytes))
+    whole = bool(rounded)
+    one = make_tile(target, Shape(form, planes, 1, 1, gate, target.prefetch_bytes, whole))
     ahead = PREFETCH_BYTES if bits <= 4 else target.prefetch_bytes
-    few = make_tile(target, Shape(form, planes, 1, group, gate, ahead))
-    most = make_tile(target, Shape(form, planes, width, step, gate)) if target.wide else few
+    few = make_tile(target, Shape(form, planes, 1, group, gate, ahead, whole))
+    next_tile = NEXT_TILE if planes == 1 else 0  # gains 2 to 12 % with one plane, and nothing with two
+    most = make_tile(target, Shape(form, planes, width, step, gate, next_tile, whole)) if target.wide else few
     wide, has_tiles = target.wide, target.tiles != ""
     panel = make_panel(target, form, planes, gate) if has_tiles else _no_panel
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numba
 import numpy as np
 
 from edgellm.kernels.layout import Norm as Arg
 from edgellm.kernels.layout import State
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at
+from edgellm.kernels.simd.scalar import f32_at, f64_at, helper, i64_at
 
 FASTMATH = {"reassoc", "contract", "nsz"}  # lets the sums over a row use vectors
 
@@ -18,7 +17,6 @@ FASTMATH = {"reassoc", "contract", "nsz"}  # lets the sums over a row use vector
 def make_group() -> Callable[..., None]:
     """group(x, out, width, eps, weight, bias, layer) on addresses: `width` float32; bias may be 0."""
 
-    @numba.njit(inline="always")
     def group(x_at, out_at, width, eps, weight_at, bias_at, layer):  # type: ignore[no-untyped-def]
         x, out, weight = f32_at(x_at), f32_at(out_at), f32_at(weight_at)
         mean = np.float32(0)
@@ -38,7 +36,7 @@ def make_group() -> Callable[..., None]:
             for i in range(width):
                 out[i] = (x[i] - mean) * factor * weight[i] + bias[i]
 
-    return group
+    return helper(group, FASTMATH)
 
 
 def build(target: Target) -> Callable[..., None]:

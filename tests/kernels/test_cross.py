@@ -44,7 +44,9 @@ KERNELS = [
     *(f"linear_f/{form}" for form in FLOATS),
     *(f"linear_q/{form},planes=2" for form in QUANTIZED), f"linear_q/{QUANTIZED[0]},planes=1",
     f"linear_q/{QUANTIZED[0]},planes=2,gate=silu", "linear_f/kind=f16,gate=gelu_tanh",
-    "linear_q/bits=2,asym=0,block=32,scaled=0,planes=1", "linear_base3/planes=1", "pack_base3/type=TQ2_0",
+    "linear_q/bits=2,asym=0,block=32,scaled=0,planes=1", "linear_base3/planes=1",
+    "linear_q/bits=2,asym=0,block=32,scaled=0,planes=1,rounded=1", "linear_base3/planes=1,rounded=1",
+    "pack_base3/type=TQ2_0",
     # The other forms of these have no vector code of their own.
     *(f"embed/{form}" for form in (*FLOATS, f"kind=q,{QUANTIZED[0]}")),
     *(f"pack/type={name}" for name in ("F32", "F16", "Q4_0", "Q4_K")),

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from edgellm.executors.native.packing import Packed, kernel_form
+from edgellm.executors.native.packing import Packed, kernel_form, linear_kernel
 from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.config import ModelConfig
@@ -20,7 +20,6 @@ from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import (
     GROUP,
     ActLayout,
-    Base3Layout,
     Embed,
     LinearF,
     LinearQ,
@@ -161,11 +160,10 @@ def test_quantize_with_a_norm_is_a_norm_and_then_quantize(
 
 def linear_q(
     run_kernel, target: Target, packed: Packed, act: np.ndarray, layout: ActLayout, out: np.ndarray,
-    bias: np.ndarray, planes: int, gate: str = "",
+    bias: np.ndarray, planes: int, gate: str = "", rounded: bool = False,
 ) -> None:  # fmt: skip
     """out (tokens, width) float32 += W x + bias, or out = gate(out) * (W x + bias)."""
     assert not isinstance(packed.form, str)
-    base3 = isinstance(packed.form, Base3Layout)
     wide = packed.form.block == 32
     args = record(
         LinearQ, WEIGHT=packed.address, TILE_STRIDE=packed.stride, TILES=-(-packed.n // 16),
@@ -174,8 +172,7 @@ def linear_q(
         ACT_START=layout.start32 if wide else layout.start16, OUT=address(out), OUT_STRIDE=out.strides[0],
         BIAS=address(bias), ACCUMULATE=1,
     )  # fmt: skip
-    kernel = "linear_base3/" if base3 else f"linear_q/{kernel_form(packed.form)},"
-    kernel += f"planes={planes}" + (f",gate={gate}" if gate else "")
+    kernel = linear_kernel(packed.form, planes, rounded) + (f",gate={gate}" if gate else "")
     run_kernel(target, kernel, args, TOKENS=len(act))
 
 

@@ -36,9 +36,16 @@ def ternary_tensor(type_name: str, trits: np.ndarray, scale: np.ndarray) -> Tens
 
 
 def product(
-    run_kernel, target: Target, tensor: Tensor, integers: np.ndarray, planes: int, base3: bool = False
+    run_kernel,
+    target: Target,
+    tensor: Tensor,
+    integers: np.ndarray,
+    planes: int,
+    base3: bool = False,
+    rounded: bool = False,
 ) -> tuple[np.ndarray, bool]:
-    """W x for activations that are these integers exactly, and whether W was packed with block scales."""
+    """W x for activations that are these integers exactly, and whether W was packed with block scales.
+    rounded: their rows are given a single scale, not their blocks."""
     tokens, k = integers.shape
     n = tensor.shape[0]
     store = store_of(tensor, target, base3)  # owns the memory
@@ -46,12 +53,14 @@ def product(
     assert not isinstance(packed.form, str)
     x = aligned(tokens * k, np.float32).reshape(tokens, k)
     x[:] = integers
-    act, layout = quantize(run_kernel, target, x, planes, packed.zero_shift)
+    act, layout = quantize(run_kernel, target, x, planes, packed.zero_shift, rounding=rounded)
     q, scale = integers_of(act, layout, planes)
     np.testing.assert_array_equal(q * np.repeat(scale, 32, axis=1), integers)  # quantisation has lost nothing
     width = align(n, 16)
     out = aligned(align(tokens, GROUP) * width, np.float32).reshape(-1, width)
-    linear_q(run_kernel, target, packed, act, layout, out, aligned(width, np.float32), planes)
+    linear_q(
+        run_kernel, target, packed, act, layout, out, aligned(width, np.float32), planes, rounded=rounded
+    )
     np.testing.assert_array_equal(out[:tokens, n:], 0)  # rows that fill the last tile
     assert isinstance(packed.form, Base3Layout) == (base3 and not packed.form.scaled)
     return out[:tokens, :n], packed.form.scaled
@@ -64,11 +73,12 @@ def whole_numbers(rng: np.random.Generator, tokens: int, k: int) -> np.ndarray:
     return x
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("base3", LAYOUTS)
 @pytest.mark.parametrize("tokens", [1, 3, 4, 9, 21])
 @pytest.mark.parametrize("type_name", TYPES)
 def test_products_are_those_of_the_reference(
-    run_kernel, target: Target, type_name: str, tokens: int, base3: bool
+    run_kernel, target: Target, type_name: str, tokens: int, base3: bool, rounded: bool
 ) -> None:
     rng = np.random.default_rng(tokens)
     for n, k in ((48, 768), (80, 256), (99, 512), (1, 256)):
@@ -77,17 +87,22 @@ def test_products_are_those_of_the_reference(
         trits[n // 3, :256] = 0  # a block without a scale
         x = whole_numbers(rng, tokens, k)
         tensor = ternary_tensor(type_name, trits, np.full((n, 1), 0.25))
-        found, scaled = product(run_kernel, target, tensor, x, 1, base3)
+        found, scaled = product(run_kernel, target, tensor, x, 1, base3, rounded)
         assert not scaled
         np.testing.assert_array_equal(found, matmul(x, trits) * 0.25)
         if not base3:
-            emulating, _ = product(run_kernel, replace(target, emulate_tiles=True), tensor, x, 1)
+            emulating, _ = product(
+                run_kernel, replace(target, emulate_tiles=True), tensor, x, 1, False, rounded
+            )
             np.testing.assert_array_equal(emulating, found)
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("base3", LAYOUTS)
-@pytest.mark.parametrize("tokens", [1, 6])
-def test_two_planes_bias_and_gate(run_kernel, target: Target, tokens: int, base3: bool) -> None:
+@pytest.mark.parametrize("tokens", [1, 6, 11])
+def test_bias_and_gate(run_kernel, target: Target, tokens: int, base3: bool, rounded: bool) -> None:
+    """With two planes of activations, or one of rounded rows."""
+    planes = 1 if rounded else 2
     rng = np.random.default_rng(9)
     n, k = 99, 512
     trits, scale = rng.integers(-1, 2, (n, k), dtype=np.int8), np.full((n, 1), 0.0625)
@@ -95,28 +110,29 @@ def test_two_planes_bias_and_gate(run_kernel, target: Target, tokens: int, base3
     packed, width = store[Weight("w")], align(n, 16)
     x, bias = aligned(tokens * k, np.float32).reshape(tokens, k), aligned(width, np.float32)
     x[:], bias[:n] = rng.standard_normal((tokens, k)), rng.standard_normal(n)
-    act, layout = quantize(run_kernel, target, x, 2, packed.zero_shift)
-    q, steps = integers_of(act, layout, 2)
+    act, layout = quantize(run_kernel, target, x, planes, packed.zero_shift, rounding=rounded)
+    q, steps = integers_of(act, layout, planes)
     exact = (q * np.repeat(steps.astype(np.float64), 32, axis=1)) @ (trits * scale).T + bias[:n]
     for gate in ("", "relu2"):
         out = aligned(align(tokens, GROUP) * width, np.float32).reshape(-1, width)
         before = rng.standard_normal((tokens, n)).astype(np.float32)
         out[:tokens, :n] = before
-        linear_q(run_kernel, target, packed, act, layout, out, bias, 2, gate)
+        linear_q(run_kernel, target, packed, act, layout, out, bias, planes, gate, rounded)
         expected = np.maximum(before, 0) ** 2.0 * exact if gate else exact + before
         np.testing.assert_allclose(out[:tokens, :n], expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("base3", LAYOUTS)
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize(("trit", "value"), [(-1, 127), (1, 127), (-1, -127), (1, -127)])
 def test_the_largest_sums(
-    run_kernel, target: Target, type_name: str, trit: int, value: int, base3: bool
+    run_kernel, target: Target, type_name: str, trit: int, value: int, base3: bool, rounded: bool
 ) -> None:
     trits, x = np.full((48, 4096), trit, np.int8), np.full((9, 4096), value, np.int8)
     for tokens in (1, 9):
         tensor = ternary_tensor(type_name, trits, np.ones((48, 1)))
-        found, _ = product(run_kernel, target, tensor, x[:tokens], 1, base3)
+        found, _ = product(run_kernel, target, tensor, x[:tokens], 1, base3, rounded)
         np.testing.assert_array_equal(found, np.full((tokens, 48), 4096 * trit * value))
 
 

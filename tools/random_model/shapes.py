@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """A llama model's numbers. tied: the output matrix is the embedding table."""
+    """A model's numbers. tied: the output matrix is the embedding table; bitnet: of llama.cpp's architecture
+    of this name, with norms before the output matrices of attention and FFN."""
 
     layers: int
     hidden: int
@@ -19,6 +20,12 @@ class Shape:
     context: int
     tied: bool = False
     rope_base: float = 10000.0
+    bitnet: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """GGUF's general.architecture."""
+        return "bitnet" if self.bitnet else "llama"
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Tensor name -> (rows, columns) of every matrix, in the order of a GGUF file."""
@@ -37,12 +44,13 @@ class Shape:
             found["output.weight"] = (self.vocab, self.hidden)
         return found
 
-    def norms(self) -> list[str]:
-        """Names of the norm vectors, all of width `hidden`."""
-        each = ("attn_norm", "ffn_norm")
-        return [f"blk.{i}.{name}.weight" for i in range(self.layers) for name in each] + [
-            "output_norm.weight"
-        ]
+    def norms(self) -> dict[str, int]:
+        """Tensor name -> width of every norm vector."""
+        each = {"attn_norm": self.hidden, "ffn_norm": self.hidden}
+        if self.bitnet:
+            each |= {"attn_sub_norm": self.heads * self.head_dim, "ffn_sub_norm": self.ffn}
+        found = {f"blk.{i}.{name}.weight": width for i in range(self.layers) for name, width in each.items()}
+        return found | {"output_norm.weight": self.hidden}
 
 
 SHAPES = {
@@ -52,8 +60,8 @@ SHAPES = {
     "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, 8192, tied=True, rope_base=100000.0),
     # TinyLlama/TinyLlama-1.1B
     "llama-1.1b": Shape(22, 2048, 5632, 32, 4, 64, 32000, 2048),
-    # 1bitLLM/bitnet_b1_58-large, the model of TeLLMe, without its norms inside attention and FFN
-    "bitnet-0.7b": Shape(24, 1536, 4096, 16, 16, 96, 32002, 2048),
+    # 1bitLLM/bitnet_b1_58-large, the model of TeLLMe
+    "bitnet-0.7b": Shape(24, 1536, 4096, 16, 16, 96, 32002, 2048, tied=True, bitnet=True),
     # meta-llama/Llama-3.2-3B, without its RoPE scaling, which costs no time
     "llama-3b": Shape(28, 3072, 8192, 24, 8, 128, 128256, 8192, tied=True, rope_base=500000.0),
 }

@@ -26,7 +26,7 @@ def write(
     path: Path, shape: Shape, type_name: str, *, outer: str | None = None, seed: int = 0,
     name: str = "random", progress: Progress | None = None,
 ) -> int:  # fmt: skip
-    """Write a llama model of `shape` with random weights to `path`; returns the file's size in bytes.
+    """Write a model of `shape` with random weights to `path`; returns the file's size in bytes.
 
     Matrices are quantised to `type_name` by ggml's rules, norms are float32 near 1. Ternary types get
     ternary weights. `outer` is the type of embeddings and output: by default the same, and with ternary
@@ -71,14 +71,14 @@ def _plan(shape: Shape, type_name: str, outer: str) -> Plan:
     plan: Plan = {}
     for tensor, (rows, columns) in shape.matrices().items():
         plan[tensor] = (rows, columns), type_name if tensor.startswith("blk.") else outer
-    return plan | dict.fromkeys(shape.norms(), ((1, shape.hidden), "F32"))
+    return plan | {norm: ((1, width), "F32") for norm, width in shape.norms().items()}
 
 
 def _write_header(path: Path, shape: Shape, plan: Plan, name: str) -> None:
     import gguf
 
     tokens, merges = vocabulary(shape.vocab)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(name)
     writer.add_context_length(shape.context)
     writer.add_block_count(shape.layers)

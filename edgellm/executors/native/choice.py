@@ -72,7 +72,7 @@ def _times(shape: Shape, team: Team, target: Target, memory: np.ndarray) -> dict
     """Median seconds of a matrix in either layout, taken in turns."""
     n, k = shape
     forms = {"two bits": form_of("TQ2_0", k, uniform=True), "base 3": form_of("TQ2_0", k, True, base3=True)}
-    kernels = {name: linear_kernel(form, planes=1) for name, form in forms.items()}
+    kernels = {name: linear_kernel(form, planes=1, rounded=True) for name, form in forms.items()}
     addresses = load_kernels(kernels.values(), target)
     act = ActLayout(k)
     x, out = aligned(act.stride * team.threads, np.uint8), aligned(align(n, 5 * ROWS), np.float32)

@@ -212,7 +212,7 @@ class Lowering:
         accumulate = add_to is not None or gate is not None
         fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
         cost = linear_cost(weight, packed.nbytes, packed.n * packed.k, planes)
-        kernel = linear_kernel(packed.form, planes) + (f",gate={gate}" if gate else "")
+        kernel = linear_kernel(packed.form, planes, rounding is not None) + (f",gate={gate}" if gate else "")
         self._emit(kernel, slots, reads=[source, out] if accumulate else [source], writes=[out], **fields)
         self.result.instructions[-1].cost = cost
 

@@ -85,12 +85,14 @@ def kernel_form(form: Form) -> str:
     return f"kind={form}"
 
 
-def linear_kernel(form: Form, planes: int) -> str:
-    """Name of the kernel y = W x. planes: of int8 activations, which float weights do not take."""
+def linear_kernel(form: Form, planes: int, rounded: bool) -> str:
+    """Name of the kernel y = W x. planes: of int8 activations, which float weights do not take; rounded: each
+    row of them has a single scale."""
+    whole = ",rounded=1" if rounded else ""
     if isinstance(form, Base3Layout):
-        return f"linear_base3/planes={planes}"
+        return f"linear_base3/planes={planes}{whole}"
     if isinstance(form, TileLayout):
-        return f"linear_q/{kernel_form(form)},planes={planes}"
+        return f"linear_q/{kernel_form(form)},planes={planes}{whole if not form.scaled else ''}"
     return f"linear_f/{kernel_form(form)}"
 
 

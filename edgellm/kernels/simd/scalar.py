@@ -15,12 +15,12 @@ from edgellm.kernels.simd.emit import F32, I32, I64, PTR, V16F16, Emit
 from edgellm.kernels.simd.level import Target
 
 
-def helper(function: Callable[..., Any]) -> Any:
+def helper(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Any:
     """A function that kernels call. Numba compiles it once, where inline="always" would copy its code and
-    infer its types at every call; LLVM inlines it as it sees fit."""
-    return numba.njit(_nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")(
-        function
-    )
+    infer its types at every call; LLVM inlines it as it sees fit. fastmath: its own flags, which it keeps in
+    kernels that have others."""
+    options = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
+    return numba.njit(fastmath=fastmath, **options)(function)
 
 
 def _pointer_to(element: types.Type) -> Any:
