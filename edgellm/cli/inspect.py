@@ -83,6 +83,7 @@ def summary(checkpoint: Checkpoint, program: Program, paths: Mapping[str, str]) 
         "architecture": checkpoint.config.architecture,
         "parameters": checkpoint.parameters,
         "bytes": checkpoint.nbytes,
+        "assumptions": list(checkpoint.assumptions),
         "config": plain(asdict(checkpoint.config)),
         "metadata": {key: plain(value) for key, value in checkpoint.metadata.items()},
         "tensors": [
@@ -132,6 +133,8 @@ def print_overview(checkpoint: Checkpoint) -> None:
     pack = pack_path(checkpoint.path)
     if pack.is_file():
         rows["packed"] = f"{pack} ({size(pack.stat().st_size)})"
+    if checkpoint.assumptions:
+        rows["assumed"] = "; ".join(checkpoint.assumptions)
     for name, value in rows.items():
         print(f"{name:<13} {value}")
     print("\nmetadata")

@@ -123,12 +123,25 @@ def _text_part(path: Path, config: dict[str, Any]) -> tuple[str, dict[str, Any]]
         config = nested
     elif model_type == "gemma3_text":
         model_type = "gemma3"
+    elif model_type == "llama" and "BitnetForCausalLM" in (config.get("architectures") or ()):
+        model_type, config = "bitnet", _first_bitnet(path, config)
     if model_type not in SUPPORTED_ARCHITECTURES:
         raise EdgeError(
             f"{path}: the model type {model_type[:60]!r} is not supported; supported are "
             f"{', '.join(SUPPORTED_ARCHITECTURES)}."
         )
     return model_type, config
+
+
+def _first_bitnet(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of 1bitLLM's models, which name Llama's class and bring their own code: master
+    weights that are rounded when they are used, by the same rule as transformers' BitNet."""
+    keys = Keys(path, config)
+    for key, bits in (("weight_bits", 1), ("input_bits", 8)):
+        if keys.integer(key, bits) != bits:
+            keys.fail(key, f"is {config[key]}, not {bits}, which is not supported")
+    rounded = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    return {**_DEFAULTS["llama"], "rope_theta": 10000.0, **config, "quantization_config": rounded}
 
 
 def _quantization(keys: Keys, result: ModelConfig) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.formats.tensor import Tensor
+from edgellm.formats.ternary_blocks import pack_blocks
 from edgellm.formats.types import TENSOR_TYPES, dequantize, row_bytes
 
 _BLOCK = TENSOR_TYPES["TQ2_0"].block
@@ -155,14 +156,6 @@ def _q4_0(codes: np.ndarray) -> np.ndarray:
 
 
 def _tq2_0(codes: np.ndarray) -> np.ndarray:
-    """Trits + 1, uint8 (rows, columns), as TQ2_0 rows: each block is 64 bytes of two-bit codes, then the
-    float16 scale 1. Bits 2n of byte 32 h + m hold element 128 h + 32 n + m.
-    """
+    """Trits + 1, uint8 (rows, columns), as TQ2_0 rows whose blocks have the scale 1."""
     rows, columns = codes.shape
-    quarters = codes.reshape(rows, columns // _BLOCK, 2, 4, 32)
-    packed = np.zeros((rows, columns // _BLOCK, 66), np.uint8)
-    packed[..., :64] = np.bitwise_or.reduce(
-        quarters << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=3
-    ).reshape(rows, -1, 64)
-    packed[..., 64:] = np.array([1], "<f2").view(np.uint8)
-    return packed.reshape(rows, -1)
+    return pack_blocks(codes, np.ones((rows, columns // _BLOCK), np.float16), "TQ2_0")

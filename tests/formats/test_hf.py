@@ -268,6 +268,37 @@ def test_bitnet_defaults(write_hf: WriteHf) -> None:
     assert (c.activation, c.rope.base) == ("relu2", 500000.0)
 
 
+def test_bitnet_as_it_was_first_published(write_hf: WriteHf) -> None:
+    """1bitLLM's folders: Llama's model type, norms under other names, and weights in full precision."""
+    layers = [f"model.layers.{i}." for i in range(2)]
+    norms = {"self_attn.attn_sub_norm": "self_attn.inner_attn_ln", "mlp.ffn_sub_norm": "mlp.ffn_layernorm"}
+    plain = open_hf(write_hf("bitnet", name="plain"))
+    moved: dict[str, Any] = {}
+    for layer in layers:
+        for new, old in norms.items():
+            moved[f"{layer}{new}.weight"] = None
+            tensor = plain.tensors[f"blk.{layer.split('.')[2]}.{new.split('.')[1]}.weight"]
+            moved[f"{layer}{old}.weight"] = tensor.dequantize()
+    config = {
+        "model_type": "llama", "architectures": ["BitnetForCausalLM"], "weight_bits": 1, "input_bits": 8,
+        "hidden_act": "silu", "rope_theta": None,
+    }  # fmt: skip
+    found = open_hf(write_hf("bitnet", config, moved))
+    c = found.config
+    assert (c.architecture, c.activation, c.rope.base, c.input_rounding) == (
+        "bitnet",
+        "silu",
+        10000.0,
+        "int8",
+    )
+    assert set(found.tensors) >= set(plain.tensors)
+    assert set(np.unique(found.tensors["blk.0.attn_q.weight"].dequantize())) == {-1.0, 0.0, 1.0}
+    for name in ("blk.1.ffn_sub_norm.weight", "blk.0.attn_sub_norm.weight"):
+        np.testing.assert_array_equal(found.tensors[name].dequantize(), plain.tensors[name].dequantize())
+    with pytest.raises(EdgeError, match="input_bits is 4, not 8"):
+        open_hf(write_hf("bitnet", config | {"input_bits": 4}, moved))
+
+
 def opt_tensors(hidden: int, embedding: int, norms: bool) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(4)
     shapes: dict[str, tuple[int, ...]] = {

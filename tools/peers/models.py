@@ -39,15 +39,15 @@ def quantise(model: Path, name: str, work: Path) -> Path:
     return made
 
 
-def random_model(shape: str, type_name: str) -> Path:
+def random_model(shape: str, type_name: str, outer: str | None = None) -> Path:
     """A model with random weights, see tools.random_model."""
     from tools.random_model.shapes import SHAPES
     from tools.random_model.write import write
 
-    made = folder() / f"random-{shape}-{type_name}.gguf"
+    made = folder() / f"random-{shape}-{type_name}{f'-{outer}' if outer else ''}.gguf"
     if not made.exists():
         print(f"making {made.name}", file=sys.stderr, flush=True)
-        write(made, SHAPES[shape], type_name, name=f"random {shape}")
+        write(made, SHAPES[shape], type_name, outer=outer, name=f"random {shape}")
     return made
 
 
@@ -61,3 +61,6 @@ def smollm2(name: str) -> Path:
 SMALL = Subject("SmolLM2-135M Q4_0", lambda: smollm2("Q4_0"), 5)
 SMALL_Q4_1 = Subject("SmolLM2-135M Q4_1", lambda: smollm2("asis"), 5)
 LARGE = Subject("random 1.1B Q4_0", lambda: random_model("llama-1.1b", "Q4_0"), 1)
+# TeLLMe's shape. The embedding, which is also the output matrix, in 8 bits for both programs.
+TQ1_0 = Subject("random 0.7B TQ1_0", lambda: random_model("bitnet-0.7b", "TQ1_0", "Q8_0"), 2)
+TQ2_0 = Subject("random 0.7B TQ2_0", lambda: random_model("bitnet-0.7b", "TQ2_0", "Q8_0"), 2)

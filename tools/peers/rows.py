@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tools.peers.models import LARGE, SMALL, SMALL_Q4_1, Subject
+from tools.peers.models import LARGE, SMALL, SMALL_Q4_1, TQ1_0, TQ2_0, Subject
 
-SUBJECTS = {subject.name: subject for subject in (SMALL, SMALL_Q4_1, LARGE)}
-GROUPS = ("decode", "bandwidth", "prefill", "openvino", "depth", "sequences", "memory", "pair")
+USUAL = (SMALL, SMALL_Q4_1, LARGE)  # of all groups but "ternary"
+TERNARY = (TQ2_0, TQ1_0)
+SUBJECTS = {subject.name: subject for subject in (*USUAL, *TERNARY)}
+GROUPS = ("decode", "bandwidth", "prefill", "openvino", "depth", "sequences", "memory", "pair", "ternary")
 ACTIVATIONS = {"16": (), "8": ("--activations", "int8")}  # bits -> options of `edgellm bench`
 NO_AMX = {"EDGELLM_SIMD": "avx512"}
 DEPTH = 4096
@@ -82,7 +84,7 @@ def _depth(call: Call) -> bool:
 def plan(groups: Sequence[str] = GROUPS, activations: Sequence[str] = ("16",), amx: bool = False) -> Plan:
     """The rows of some groups. activations: bits to run prefill with; amx: whether this machine has it."""
     rows = [*_decode(), *_bandwidth(), *_prefill(activations, amx), *_openvino(amx)]
-    rows += [*_depth_rows(), *_sequences(), *_memory(), *_pair()]
+    rows += [*_depth_rows(), *_sequences(), *_memory(), *_pair(), *_ternary()]
     return Plan.of([row for row in rows if row.group in groups])
 
 
@@ -101,7 +103,7 @@ def _llama(subject: Subject) -> Call:
 
 def _decode() -> list[Row]:
     rows = []
-    for subject in SUBJECTS.values():
+    for subject in USUAL:
         ours, peer = Source(_main(subject), "tg64"), Source(_llama(subject), "tg64")
         rows.append(Row("decode", "tg64", subject.name, 2, ours, peer, 2.0))
         options = ("-p", "0", "-n", "64")
@@ -121,7 +123,7 @@ def _prefill(activations: Sequence[str], amx: bool) -> list[Row]:
     modes: list[tuple[str, float, dict[str, str]]] = [("", 2.0, {})]
     if amx:
         modes = [(", AMX", 4.0, {}), (", AMX off", 2.0, NO_AMX)]
-    for subject in SUBJECTS.values():
+    for subject in USUAL:
         for prompt in (128, 512):
             test = f"pp{prompt}"
             if not amx:
@@ -165,7 +167,7 @@ def _sequences() -> list[Row]:
             "sequences", "tg64x4 against tg64", subject.name, 2, Source(_main(subject), "tg64x4"),
             Source(_main(subject), "tg64", "one sequence"), 2.5,
         )
-        for subject in SUBJECTS.values()
+        for subject in USUAL
     ]  # fmt: skip
 
 
@@ -176,7 +178,7 @@ def _memory() -> list[Row]:
             "memory", what, subject.name, 2, Source(_main(subject), what), bar=MEMORY_MB, unit="MB",
             at_most=True,
         )
-        for subject in SUBJECTS.values()
+        for subject in USUAL
     ]  # fmt: skip
 
 
@@ -188,3 +190,15 @@ def _pair() -> list[Row]:
             Source(_main(SMALL), "tg64", "alone"), 35, unit="%",
         )
     ]  # fmt: skip
+
+
+def _ternary() -> list[Row]:
+    rows = []
+    for subject in TERNARY:
+        ours = _edgellm(subject, 2, "-p", "128", "-n", "64")
+        peer = Call("llama.cpp", subject.name, 2, ("-p", "128", "-n", "64"))
+        for test, bar in (("tg64", 2.5), ("pp128", 5.0)):
+            rows.append(Row("ternary", test, subject.name, 2, Source(ours, test), Source(peer, test), bar))
+        share = "share of stream bandwidth"
+        rows.append(Row("ternary", f"tg64, {share}", subject.name, 2, Source(ours, share), bar=70, unit="%"))
+    return rows

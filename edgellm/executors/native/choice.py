@@ -26,24 +26,26 @@ from edgellm.kernels.simd.level import Target
 from edgellm.kernels.team import Team
 
 Shape = tuple[int, int]  # rows, inputs
+RATIO = "base 3 / two bits"
 BYTES = 96 << 20  # that are read in a pass: beyond most caches, as the matrices of a token together are
-ROUNDS = 9
+ROUNDS = 25  # a fifth of a second
 WORTH = 0.97  # of the other's time is worth a change of layout; less is noise
 
 
 def known(target: Target) -> dict[Shape, dict[str, float]]:
-    """Seconds that a matrix of a shape takes in each layout, as measured before for this target."""
+    """What was measured before for this target: of each shape the median seconds in either layout, and the
+    median of "base 3 / two bits" over pairs of runs, which a change of the machine's speed does not move."""
     try:
         rows = json.loads(_file(target).read_text("utf-8"))
-        return {(row["rows"], row["inputs"]): row["seconds"] for row in rows}
+        return {(row["rows"], row["inputs"]): row["median"] for row in rows}
     except (OSError, ValueError, TypeError, KeyError):
         return {}  # not measured yet, or written by something else
 
 
 def base3_is_faster(shape: Shape, target: Target) -> bool:
     """Whether base 3 was measured to be worth it; False for what was not measured."""
-    seconds = known(target).get(shape)
-    return seconds is not None and seconds["base 3"] < WORTH * seconds["two bits"]
+    median = known(target).get(shape)
+    return median is not None and median[RATIO] < WORTH
 
 
 def measure(shapes: Collection[Shape], target: Target) -> None:
@@ -64,12 +66,12 @@ def measure(shapes: Collection[Shape], target: Target) -> None:
             found[shape] = _times(shape, team, target, memory)
     finally:
         team.close()
-    rows = [{"rows": n, "inputs": k, "seconds": found[n, k]} for n, k in sorted(found)]
+    rows = [{"rows": n, "inputs": k, "median": found[n, k]} for n, k in sorted(found)]
     _write(_file(target), json.dumps(rows, indent=1).encode())
 
 
 def _times(shape: Shape, team: Team, target: Target, memory: np.ndarray) -> dict[str, float]:
-    """Median seconds of a matrix in either layout, taken in turns."""
+    """What `known` tells of a shape; the layouts take turns."""
     n, k = shape
     forms = {"two bits": form_of("TQ2_0", k, uniform=True), "base 3": form_of("TQ2_0", k, True, base3=True)}
     kernels = {name: linear_kernel(form, planes=1, rounded=True) for name, form in forms.items()}
@@ -96,7 +98,9 @@ def _times(shape: Shape, team: Team, target: Target, memory: np.ndarray) -> dict
             for arguments in calls:
                 team.run(addresses[kernels[name]], address(arguments), address(state))
             seconds[name].append((time.perf_counter() - begin) / len(calls))
-    return {name: median(values) for name, values in seconds.items()}
+    pairs = zip(seconds["base 3"], seconds["two bits"], strict=True)
+    ratio = median(three / two for three, two in pairs)
+    return {name: median(values) for name, values in seconds.items()} | {RATIO: ratio}
 
 
 def _file(target: Target) -> Path:
