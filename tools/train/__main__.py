@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.train", description=__doc__)
     parser.add_argument("folder", type=Path, help="for everything that is made")
     parser.add_argument("--only", choices=STAGES, action="append", help="a stage; may be repeated")
-    parser.add_argument("--stories", type=int, default=40000, metavar="N", help="to ask SmolLM2 for")
+    parser.add_argument("--stories", type=int, default=9000, metavar="N", help="to ask SmolLM2 for")
     parser.add_argument("--sequences", type=int, default=64, metavar="N", help="stories written at once")
-    parser.add_argument("--steps", type=int, default=6000, metavar="N", help="of training")
+    parser.add_argument("--steps", type=int, default=1800, metavar="N", help="of training")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     if min(options.stories, options.sequences, options.steps) < 1 or options.seed < 0:

@@ -1,7 +1,7 @@
 """What is learned from and what is held out, as token ids.
 
 Documents are shared out by a hash of their text, so that the held-out ones stay the same when others are
-added. Each document is followed by the end token.
+added. Each document is followed by the end token. What shall be learned well is repeated.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|endoftext|>"  # id 0
 HELD_OUT = 40  # one document of so many
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,14 @@ def encode(tokenizer: Tokenizer, documents: Sequence[str]) -> np.ndarray:
     return np.concatenate([np.array([*e.ids, 0], np.uint16) for e in encoded])
 
 
-def build(documents: Iterable[str], vocab: int, folder: Path) -> tuple[Corpus, Tokenizer]:
-    """The corpus and its tokenizer, which is also saved in the folder."""
-    learned, held_out = split(documents)
+def build(once: Iterable[str], repeated: Iterable[str], vocab: int, folder: Path) -> tuple[Corpus, Tokenizer]:
+    """The corpus and its tokenizer, which is also saved in the folder. The documents of `repeated` stand
+    REPEATS times in what is trained on, and once in what is held out."""
+    again = set(repeated)
+    learned, held_out = split([*once, *again])
     tokenizer = train_tokenizer(learned, vocab)
+    copies = [(text, copy) for text in learned for copy in range(REPEATS if text in again else 1)]
+    learned = [text for text, _ in sorted(copies, key=lambda one: _digest(f"{one[1]} {one[0]}"))]
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "held_out.txt").write_text("\n\n".join(held_out), encoding="utf-8")
     nbytes = sum(len(text.encode()) for text in held_out)

@@ -1,8 +1,15 @@
-"""Training of one form of the network, and its perplexity on held-out text."""
+"""Training of one form of the network, and its perplexity on held-out text.
+
+Matrices of the blocks are trained with Muon (K. Jordan, 2024; steps scaled as in arXiv:2502.16982), the rest
+with AdamW: after 150 steps of a trial the loss of the ternary form was 4.65, with AdamW alone 5.53.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +35,7 @@ class Plan:
     steps: int
     batch: int = 16
     window: int = 256
-    rate: float = 2e-3
+    rate: float = 4e-3
     decay: float = 0.1
     seed: int = 1
 
@@ -47,33 +54,33 @@ def fit(
 ) -> tuple[TinyBitNet, Progress]:  # fmt: skip
     """Train a model; goes on where a file at `kept` left off. The seed decides the weights and the order of
     windows."""
+    _keep_freed_memory()
     torch.manual_seed(plan.seed)
     model = TinyBitNet(shape, rounded)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": plan.decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=plan.rate, betas=(0.9, 0.95),
-    )  # fmt: skip
+    loss_of = _compiled(_loss_of(model), report)
+    optimizers = _optimizers(model, plan)
     progress, first = Progress([]), 0
     if kept.exists():
         state = torch.load(kept, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept_state)
         progress = Progress([tuple(row) for row in state["curve"]], state["seconds"])
         first = state["step"]
     losses: list[float] = []
     begin = time.monotonic() - progress.seconds
     for step in range(first, plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * rate_factor(step, plan.steps)
-        if step >= COOL_FROM * plan.steps:
-            optimizer.param_groups[0]["weight_decay"] = 0.0
-        loss = _loss(model, windows(train, plan, step))
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate * rate_factor(step, plan.steps)
+                if step >= COOL_FROM * plan.steps:
+                    group["weight_decay"] = 0.0
+        loss = loss_of(windows(train, plan, step))
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(float(loss.detach()))
         done = step + 1
         if done % CHECK_EVERY == 0 or done == plan.steps:
@@ -89,7 +96,8 @@ def fit(
             )
         if done % KEEP_EVERY == 0 or done == plan.steps:
             part = kept.with_suffix(".part")
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            kept_states = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"model": model.state_dict(), "optimizers": kept_states, "step": done}
             torch.save({**state, "curve": progress.curve, "seconds": progress.seconds}, part)
             part.replace(kept)
     return model, progress
@@ -110,10 +118,50 @@ def windows(ids: np.ndarray, plan: Plan, step: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([ids[s : s + plan.window + 1] for s in starts]).astype(np.int64))
 
 
-def _loss(model: TinyBitNet, ids: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+def _optimizers(model: TinyBitNet, plan: Plan) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    rest = [
+        {"params": [model.embed_tokens.weight], "weight_decay": plan.decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(
+            matrices, lr=plan.rate, weight_decay=plan.decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=plan.rate, betas=(0.9, 0.95), fused=True),
+    ]  # fmt: skip
+
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _loss_of(model: TinyBitNet) -> Loss:
+    """Of windows, int64 (batch, window + 1): the mean cross entropy, matrices multiplied in bfloat16."""
+
+    def loss(ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    return loss
+
+
+def _compiled(loss: Loss, report: Callable[[str], None]) -> Loss:
+    """The same in fused loops, nearly twice as fast, where there is a compiler for them."""
+    if shutil.which("g++") is None:
+        report("no g++ here, so nothing is fused: training takes nearly twice as long")
+        return loss
+    return torch.compile(loss)  # type: ignore[no-any-return]
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: a step allocates the same sizes again, and fresh pages cost a fifth of
+    its time."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):  # M_MMAP_MAX, TRIM, TOP_PAD
+            mallopt(parameter, value)
 
 
 def perplexity(model: TinyBitNet, ids: np.ndarray, window: int) -> float:

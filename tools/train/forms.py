@@ -15,19 +15,14 @@ from tools.train.corpus import Corpus, build
 from tools.train.stories import read_stories
 
 
-def documents(folder: Path) -> list[str]:
-    """Stories and pieces of books, as far as the earlier stages have made them."""
-    path = folder / "stories.jsonl"
-    if not path.exists():
-        raise EdgeError(f"{path} is missing; run the stage stories first.")
-    return [*read_stories(path), *texts.documents(folder / "texts")]
-
-
 def corpus(folder: Path, vocab: int) -> Corpus:
     """The corpus, made once: what comes to the folder later changes nothing of a training that has begun."""
     kept = folder / "corpus.npz"
     if not kept.exists():
-        made, _ = build(documents(folder), vocab, folder)
+        stories = folder / "stories.jsonl"
+        if not stories.exists():
+            raise EdgeError(f"{stories} is missing; run the stage stories first.")
+        made, _ = build(texts.documents(folder / "texts"), read_stories(stories), vocab, folder)
         part = folder / "corpus.part.npz"
         np.savez(part, train=made.train, held_out=made.held_out, nbytes=np.int64(made.held_out_bytes))
         part.replace(kept)
