@@ -152,7 +152,8 @@ def _compiled(loss: Loss, report: Callable[[str], None]) -> Loss:
     if shutil.which("g++") is None:
         report("no g++ here, so nothing is fused: training takes nearly twice as long")
         return loss
-    return torch.compile(loss)  # type: ignore[no-any-return]
+    compiled: Loss = torch.compile(loss)
+    return compiled
 
 
 def _keep_freed_memory() -> None:
