@@ -26,6 +26,14 @@ def smollm2() -> Path:
         pytest.skip(f"no default model: {error}")
 
 
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Path of the ternary model that comes with edgellm: needs no network."""
+    from edgellm.hub import resolve
+
+    return resolve("tiny")
+
+
 @pytest.fixture(autouse=True)
 def no_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models of tests, most of them gone in a moment, leave no packed weights in the cache."""

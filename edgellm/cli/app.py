@@ -22,7 +22,8 @@ from edgellm.errors import EdgeError
 UsageError: Any = typer.BadParameter.__base__
 ClickException: Any = UsageError.__base__
 
-# Command -> module under edgellm/cli, which holds a function of the module's name. Order of `--help`.
+# Command -> module under edgellm/cli, which holds a function of the module's name, or a typer.Typer of more
+# commands. Order of `--help`.
 COMMANDS = {
     "run": "run",
     "chat": "chat",
@@ -33,6 +34,7 @@ COMMANDS = {
     "bench": "bench",
     "perplexity": "perplexity",
     "convert": "convert",
+    "flash": "flash",
 }
 
 
@@ -45,9 +47,8 @@ class LazyCommands(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._loaded:
             module = COMMANDS[name]
-            function = getattr(importlib.import_module(f"edgellm.cli.{module}"), module)
-            app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(name)(function)
+            found = getattr(importlib.import_module(f"edgellm.cli.{module}"), module)
+            app = found if isinstance(found, typer.Typer) else _app_of(name, found)
             self._loaded[name] = typer.main.get_command(app)
         return self._loaded[name]
 
@@ -62,6 +63,12 @@ class LazyCommands(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return len(COMMANDS)
+
+
+def _app_of(name: str, command: Any) -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(command)
+    return app
 
 
 def _print_version(asked: bool) -> None:

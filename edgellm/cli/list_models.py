@@ -11,8 +11,8 @@ from edgellm.cli.output import print_json, size
 def list_models(as_json: Json = False) -> None:
     """List the models in the cache and in the catalogue.
 
-    The status is "pulled", "partial" (a pull was interrupted: pull again to finish it, or rm it) or
-    "available" (in the catalogue). --json prints a list of objects; a partial pull has no path or sha256.
+    The status is "pulled", "partial" (a pull was interrupted: pull again to finish it, or rm it),
+    "shipped" (comes with edgellm) or "available" (in the catalogue). --json prints a list of objects; a partial pull has no path or sha256.
 
     \b
     Example:
@@ -38,6 +38,7 @@ def list_models(as_json: Json = False) -> None:
 def _models() -> list[dict[str, Any]]:
     from edgellm.hub.catalogue import catalogue
     from edgellm.hub.registry import bytes_on_disk, model_names, read_record
+    from edgellm.hub.sources import ShippedSource, parse_source
 
     models: list[dict[str, Any]] = []
     names = model_names()
@@ -58,11 +59,13 @@ def _models() -> list[dict[str, Any]]:
         )
     for entry in catalogue().values():
         if entry.name not in names:
+            source = parse_source(entry.source)
+            path = source.path if isinstance(source, ShippedSource) else None
             models.append(
                 {
                     "name": entry.name,
-                    "status": "available",
-                    "path": None,
+                    "status": "shipped" if path else "available",
+                    "path": str(path) if path else None,
                     "sha256": entry.sha256,
                     "bytes": entry.size,
                     "licence": entry.licence,

@@ -18,6 +18,7 @@ from edgellm.hub.sources import (
     HubSource,
     LocalSource,
     PypiSource,
+    ShippedSource,
     Source,
     UrlSource,
     check_model_name,
@@ -98,10 +99,15 @@ def resolve(name: str | os.PathLike[str] | None = None, *, pull: bool = False, s
         record = next((r for r in pulled() if r.source == source.label), None)
     if record is not None:
         return record.path
-    if source is None and text.lower() not in catalogue():
-        if os.path.exists(text):
+    if source is None:
+        if text.lower() in catalogue():
+            source, _ = _find(text)
+        elif os.path.exists(text):
             return Path(text)
-        raise _unknown(text)
+        else:
+            raise _unknown(text)
+    if isinstance(source, ShippedSource):
+        return source.path
     if not pull:
         raise EdgeError(f"{text} has not been pulled yet; run `edgellm pull {text}`.")
     return _pull(text, show=show).path
@@ -157,4 +163,6 @@ def _fetch(source: Source, folder: Path, expected: Expected, show: bool) -> Fetc
         return fetch_url(source, target, expected, show)
     from edgellm.hub.fetch_local import fetch_local
 
+    if isinstance(source, ShippedSource):
+        source = LocalSource(source.path)
     return fetch_local(source, target, expected, show)

@@ -1,4 +1,4 @@
-"""Where a model can be pulled from: pypi:, hf:, https: and local paths, parsed and checked.
+"""Where a model can come from: pypi:, hf:, https:, local paths and edgellm's own package, parsed and checked.
 
 A source's `label` is its canonical spelling: what records keep, what messages show, and what parses back to
 the same source. It holds no secrets: a web address keeps neither its query nor credentials.
@@ -94,7 +94,26 @@ class LocalSource:
         return self.path.name
 
 
-Source = PypiSource | HubSource | UrlSource | LocalSource
+@dataclass(frozen=True)
+class ShippedSource:
+    """A model file that is installed with edgellm: it can be used where it lies."""
+
+    file: str
+
+    @property
+    def label(self) -> str:
+        return f"edgellm:{self.file}"
+
+    @property
+    def file_name(self) -> str:
+        return self.file
+
+    @property
+    def path(self) -> Path:
+        return Path(__file__).with_name("shipped") / self.file
+
+
+Source = PypiSource | HubSource | UrlSource | LocalSource | ShippedSource
 
 
 def parse_source(text: str) -> Source | None:
@@ -115,6 +134,11 @@ def parse_source(text: str) -> Source | None:
         if match is None:
             raise _malformed(text, "hf:OWNER/REPO[@REVISION][/FILE]")
         return HubSource(match[1], match[2], None if match[3] is None else _inner_file(match[3], text))
+    if text.startswith("edgellm:"):
+        shipped = ShippedSource(text[len("edgellm:") :])
+        if not MODEL_NAME.fullmatch(shipped.file) or not shipped.path.is_file():
+            raise EdgeError(f"{text}: no such file comes with edgellm.")
+        return shipped
     if "://" in text:
         check_url(text)
         source = UrlSource(text)

@@ -13,7 +13,7 @@ from tests.hub.webserver import gguf_bytes
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.gguf"
+    path = tmp_path / "small.gguf"
     path.write_bytes(gguf_bytes(3_000))
     return path
 
@@ -23,8 +23,8 @@ def test_pull_prints_the_path_alone_on_standard_output(
 ) -> None:
     assert main(["pull", str(model)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{cache / 'models' / 'tiny' / 'tiny.gguf'}\n"
-    assert err == f"Pulling tiny from {model}\n"
+    assert out == f"{cache / 'models' / 'small' / 'small.gguf'}\n"
+    assert err == f"Pulling small from {model}\n"
 
 
 def test_pull_json_is_one_object(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,11 +47,13 @@ def test_list_json_shows_pulled_partial_and_available(
     models = {m["name"]: m for m in json.loads(capsys.readouterr().out)}
     assert {name: m["status"] for name, m in models.items()} == {
         "half": "partial",
-        "tiny": "pulled",
+        "small": "pulled",
         "smollm2": "available",
+        "tiny": "shipped",
     }
-    assert models["tiny"]["path"] == str(cache / "models" / "tiny" / "tiny.gguf")
-    assert models["tiny"]["bytes"] == 3_000
+    assert Path(models["tiny"]["path"]).stat().st_size == models["tiny"]["bytes"]
+    assert models["small"]["path"] == str(cache / "models" / "small" / "small.gguf")
+    assert models["small"]["bytes"] == 3_000
     assert models["half"]["bytes"] == 4
     assert models["smollm2"]["bytes"] == 98362432
 
@@ -61,20 +63,20 @@ def test_list_shows_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     assert main(["list"]) == 0
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert rows["tiny"][1:4] == ["pulled", "2.9", "KiB"]
+    assert rows["small"][1:4] == ["pulled", "2.9", "KiB"]
     assert rows["smollm2"][1:5] == ["available", "93.8", "MiB", "Apache-2.0"]
 
 
 def test_list_of_an_empty_cache_makes_no_folder(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
-    assert [m["status"] for m in json.loads(capsys.readouterr().out)] == ["available"]
+    assert [m["status"] for m in json.loads(capsys.readouterr().out)] == ["available", "shipped"]
     assert not cache.exists()
 
 
 def test_rm_json_says_what_went(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["pull", str(model), "--json"])
     pulled = json.loads(capsys.readouterr().out)
-    assert main(["rm", "tiny", "--json"]) == 0
+    assert main(["rm", "small", "--json"]) == 0
     removed = json.loads(capsys.readouterr().out)
     assert (removed["path"], removed["sha256"]) == (pulled["path"], pulled["sha256"])
     assert removed["bytes"] >= 3_000

@@ -21,7 +21,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 pytest.importorskip("huggingface_hub.file_download")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REPO = "owner/Tiny-Model"
+REPO = "owner/Small-Model"
 GGUF = gguf_bytes(150_000)
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -31,8 +31,8 @@ FILES = {
     "pytorch_model.bin": b"a pickle",
     "modeling_tiny.py": b"code",
     "onnx/config.json": b"{}",
-    "README.md": b"# Tiny",
-    "tiny-Q8_0.gguf": GGUF,
+    "README.md": b"# Small",
+    "small-Q8_0.gguf": GGUF,
 }
 LARGE = (".safetensors", ".gguf", ".bin")
 
@@ -90,21 +90,21 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_one_file_arrives_verified_with_its_licence(hub: Hub, cache: Path) -> None:
-    record = pull(f"hf:{REPO}/tiny-Q8_0.gguf")
+    record = pull(f"hf:{REPO}/small-Q8_0.gguf")
     assert record.path.read_bytes() == GGUF
-    assert (record.name, record.licence) == ("tiny-q8_0", "mit")
+    assert (record.name, record.licence) == ("small-q8_0", "mit")
     assert record.sha256 == hashlib.sha256(GGUF).hexdigest()
-    assert leftovers(cache) == ["record.json", "tiny-Q8_0.gguf"]
+    assert leftovers(cache) == ["record.json", "small-Q8_0.gguf"]
 
 
 def test_revision_is_asked_for(hub: Hub) -> None:
-    assert pull(f"hf:{REPO}@v1/tiny-Q8_0.gguf").source == f"hf:{REPO}@v1/tiny-Q8_0.gguf"
+    assert pull(f"hf:{REPO}@v1/small-Q8_0.gguf").source == f"hf:{REPO}@v1/small-Q8_0.gguf"
     assert any("/revision/v1" in path for _, path, _ in hub.requests)
 
 
 def test_repository_arrives_as_a_folder_of_data(hub: Hub, cache: Path) -> None:
     record = pull(f"hf:{REPO}")
-    assert record.name == "tiny-model"
+    assert record.name == "small-model"
     names = ["config.json", "model.safetensors", "tokenizer.json"]
     assert sorted(p.name for p in record.path.iterdir()) == names
     for name in names:
@@ -113,10 +113,10 @@ def test_repository_arrives_as_a_folder_of_data(hub: Hub, cache: Path) -> None:
     assert not any(".bin" in path or ".py" in path for _, path, _ in hub.requests)
 
 
-@pytest.mark.parametrize("source", [f"hf:{REPO}", f"hf:{REPO}/tiny-Q8_0.gguf"])
+@pytest.mark.parametrize("source", [f"hf:{REPO}", f"hf:{REPO}/small-Q8_0.gguf"])
 def test_wrong_checksum_leaves_no_model(hub: Hub, cache: Path, source: str) -> None:
     wrong = "2" * 64
-    hub.sums = {"model.safetensors": wrong, "tiny-Q8_0.gguf": wrong}
+    hub.sums = {"model.safetensors": wrong, "small-Q8_0.gguf": wrong}
     hub.publish()
     with pytest.raises(EdgeError, match=f"wrong checksum, expected sha256 {wrong} but got"):
         pull(source)
@@ -124,14 +124,16 @@ def test_wrong_checksum_leaves_no_model(hub: Hub, cache: Path, source: str) -> N
 
 
 def test_missing_file_names_those_there(hub: Hub) -> None:
-    with pytest.raises(EdgeError, match=r"no such file; name one of its GGUF files: tiny-Q8_0\.gguf"):
+    with pytest.raises(EdgeError, match=r"no such file; name one of its GGUF files: small-Q8_0\.gguf"):
         pull(f"hf:{REPO}/other.gguf")
 
 
 def test_repository_without_safetensors_names_its_ggufs(hub: Hub) -> None:
     del hub.files["model.safetensors"], hub.files["consolidated.safetensors"]
     hub.publish()
-    with pytest.raises(EdgeError, match=r"no safetensors model; name one of its GGUF files: tiny-Q8_0\.gguf"):
+    with pytest.raises(
+        EdgeError, match=r"no safetensors model; name one of its GGUF files: small-Q8_0\.gguf"
+    ):
         pull(f"hf:{REPO}")
 
 
@@ -151,7 +153,7 @@ def test_refusals_of_the_hub_are_one_sentence(
     page = hub.pages[f"/api/models/{REPO}"]
     page.statuses, page.headers = [status] * 10, {"X-Error-Code": code}
     with pytest.raises(EdgeError, match=message) as error:
-        pull(f"hf:{REPO}/tiny-Q8_0.gguf")
+        pull(f"hf:{REPO}/small-Q8_0.gguf")
     assert "\n" not in str(error.value)
     assert leftovers(cache) == []
 
@@ -159,7 +161,7 @@ def test_refusals_of_the_hub_are_one_sentence(
 def test_hub_out_of_reach_is_one_sentence(hub: Hub) -> None:
     hub.close()
     with pytest.raises(EdgeError, match=r"the transfer from the hub failed .* check the network") as error:
-        pull(f"hf:{REPO}/tiny-Q8_0.gguf")
+        pull(f"hf:{REPO}/small-Q8_0.gguf")
     assert "\n" not in str(error.value)
 
 
@@ -171,15 +173,15 @@ def test_offline_mode_is_named(
         huggingface_hub.utils.reset_sessions()
         request.addfinalizer(huggingface_hub.utils.reset_sessions)
     with pytest.raises(EdgeError, match="HF_HUB_OFFLINE"):
-        pull(f"hf:{REPO}/tiny-Q8_0.gguf")
+        pull(f"hf:{REPO}/small-Q8_0.gguf")
 
 
 def test_connection_that_breaks_in_the_file_goes_on(hub: Hub) -> None:
-    hub.pages[f"/{REPO}/resolve/{COMMIT}/tiny-Q8_0.gguf"].cuts = [60_000]
+    hub.pages[f"/{REPO}/resolve/{COMMIT}/small-Q8_0.gguf"].cuts = [60_000]
     if int(huggingface_hub.__version__.split(".")[0]) < 1:  # 0.x does not try again by itself
         with pytest.raises(EdgeError, match="the transfer from the hub failed"):
-            pull(f"hf:{REPO}/tiny-Q8_0.gguf")
-    assert pull(f"hf:{REPO}/tiny-Q8_0.gguf").path.read_bytes() == GGUF
+            pull(f"hf:{REPO}/small-Q8_0.gguf")
+    assert pull(f"hf:{REPO}/small-Q8_0.gguf").path.read_bytes() == GGUF
     gets = [path for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path]
     assert len(gets) == 2
 
@@ -188,7 +190,7 @@ def test_full_disk_is_known_before_the_download(hub: Hub, monkeypatch: pytest.Mo
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
     with pytest.raises(EdgeError, match=r"needs 150\.0 kB but"):
-        pull(f"hf:{REPO}/tiny-Q8_0.gguf")
+        pull(f"hf:{REPO}/small-Q8_0.gguf")
     assert not any("/resolve/" in path for _, path, _ in hub.requests)
 
 
@@ -198,10 +200,10 @@ def test_disk_that_fills_up_is_one_sentence(hub: Hub, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
     with pytest.raises(EdgeError, match=r"No space left on device.* free some space"):
-        pull(f"hf:{REPO}/tiny-Q8_0.gguf")
+        pull(f"hf:{REPO}/small-Q8_0.gguf")
 
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(EdgeError, match="pip install huggingface_hub"):
-        pull(f"hf:{REPO}/tiny-Q8_0.gguf")
+        pull(f"hf:{REPO}/small-Q8_0.gguf")

@@ -38,10 +38,10 @@ def test_file_is_copied_not_linked(
     """shares: what this file system does with a request to share blocks, or a refusal."""
     if shares is not None:
         monkeypatch.setattr(fetch_local, "_share_blocks", lambda *_: shares)
-    source = tmp_path / "Tiny.Q8_0.gguf"
+    source = tmp_path / "Small.Q8_0.gguf"
     source.write_bytes(DATA)
     record = pull(str(source))
-    assert record.name == "tiny.q8_0"
+    assert record.name == "small.q8_0"
     assert record.sha256 == hashlib.sha256(DATA).hexdigest()
     with source.open("r+b") as stream:
         stream.write(b"XXXX")

@@ -23,18 +23,18 @@ from tests.hub.webserver import gguf_bytes, leftovers
 
 DATA = gguf_bytes(200_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-SOURCE = PypiSource("tiny-model", "1.0", "tiny_model/m.gguf")
+SOURCE = PypiSource("small-model", "1.0", "small_model/m.gguf")
 
 
 def make_wheel(folder: Path, content: bytes = DATA, requires_python: str = ">=3.8") -> Path:
-    path = folder / "tiny_model-1.0-py3-none-any.whl"
+    path = folder / "small_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("tiny_model/__init__.py", "")
-        archive.writestr("tiny_model/m.gguf", content)
-        info = "tiny_model-1.0.dist-info"
+        archive.writestr("small_model/__init__.py", "")
+        archive.writestr("small_model/m.gguf", content)
+        info = "small_model-1.0.dist-info"
         archive.writestr(
             f"{info}/METADATA",
-            f"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Python: {requires_python}\n"
+            f"Metadata-Version: 2.1\nName: small-model\nVersion: 1.0\nRequires-Python: {requires_python}\n"
             "Requires-Dist: not-on-any-index-at-all\n",
         )
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -57,7 +57,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_model_comes_out_of_the_wheel_and_the_wheel_goes(index: Path, cache: Path) -> None:
     make_wheel(index)
-    record = pull("pypi:tiny-model==1.0/tiny_model/m.gguf", sha256=SHA256)
+    record = pull("pypi:small-model==1.0/small_model/m.gguf", sha256=SHA256)
     assert record.path.read_bytes() == DATA
     assert (record.sha256, record.bytes, record.name) == (SHA256, len(DATA), "m")
     assert leftovers(cache) == ["m.gguf", "record.json"]
@@ -65,19 +65,19 @@ def test_model_comes_out_of_the_wheel_and_the_wheel_goes(index: Path, cache: Pat
 
 def test_version_may_be_left_out(index: Path) -> None:
     make_wheel(index)
-    assert pull("pypi:tiny-model/tiny_model/m.gguf").sha256 == SHA256
+    assert pull("pypi:small-model/small_model/m.gguf").sha256 == SHA256
 
 
 def test_distribution_that_no_index_has(index: Path, cache: Path) -> None:
-    with pytest.raises(EdgeError, match=r"tiny-model==1.0: no package index in reach has it"):
-        pull("pypi:tiny-model==1.0/tiny_model/m.gguf")
+    with pytest.raises(EdgeError, match=r"small-model==1.0: no package index in reach has it"):
+        pull("pypi:small-model==1.0/small_model/m.gguf")
     assert leftovers(cache) == []
 
 
 def test_version_that_no_index_has(index: Path, cache: Path) -> None:
     make_wheel(index)
-    with pytest.raises(EdgeError, match=r"tiny-model==2.0: the package index has no such wheel"):
-        pull("pypi:tiny-model==2.0/tiny_model/m.gguf")
+    with pytest.raises(EdgeError, match=r"small-model==2.0: the package index has no such wheel"):
+        pull("pypi:small-model==2.0/small_model/m.gguf")
     assert leftovers(cache) == []
 
 
@@ -85,25 +85,25 @@ def test_source_distribution_is_never_built(index: Path, tmp_path: Path) -> None
     """Building one would run its code; only wheels are taken."""
     import tarfile
 
-    project = tmp_path / "tiny-model-1.0"
+    project = tmp_path / "small-model-1.0"
     project.mkdir()
     proof = tmp_path / "backend-ran"
     (project / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
     (project / "backend.py").write_text(f"open({str(proof)!r}, 'w').close()\n")
-    (project / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-    with tarfile.open(index / "tiny-model-1.0.tar.gz", "w:gz") as archive:
+    (project / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: small-model\nVersion: 1.0\n")
+    with tarfile.open(index / "small-model-1.0.tar.gz", "w:gz") as archive:
         archive.add(project, arcname=project.name)
     with pytest.raises(EdgeError, match="no package index in reach has it"):
-        pull("pypi:tiny-model==1.0/tiny_model/m.gguf")
+        pull("pypi:small-model==1.0/small_model/m.gguf")
     assert not proof.exists()
 
 
 def test_file_that_the_wheel_lacks_names_what_it_holds(index: Path, cache: Path) -> None:
     make_wheel(index)
-    with pytest.raises(EdgeError, match=r"has no file tiny_model/x.gguf; it holds tiny_model/m.gguf"):
-        pull("pypi:tiny-model==1.0/tiny_model/x.gguf")
+    with pytest.raises(EdgeError, match=r"has no file small_model/x.gguf; it holds small_model/m.gguf"):
+        pull("pypi:small-model==1.0/small_model/x.gguf")
     assert leftovers(cache) == []
 
 
@@ -115,14 +115,14 @@ def test_index_out_of_reach(index: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(EdgeError, match="pip cannot reach the package index"):
-        pull("pypi:tiny-model==1.0/tiny_model/m.gguf")
+        pull("pypi:small-model==1.0/small_model/m.gguf")
 
 
 def test_environment_without_pip_says_what_to_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(fetch_pypi, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(EdgeError, match="ensurepip"):
-        pull("pypi:tiny-model==1.0/tiny_model/m.gguf")
+        pull("pypi:small-model==1.0/small_model/m.gguf")
     assert leftovers(cache) == []
 
 
@@ -140,7 +140,7 @@ def test_environment_without_pip_lets_uv_run_one(
     uv.chmod(uv.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(fetch_pypi, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(uv.parent), prepend=os.pathsep)
-    assert pull("pypi:tiny-model==1.0/tiny_model/m.gguf").sha256 == SHA256
+    assert pull("pypi:small-model==1.0/small_model/m.gguf").sha256 == SHA256
 
 
 def test_wrong_checksum_removes_the_file(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_what_a_killed_pull_left_is_removed(index: Path, cache: Path) -> None:
     make_wheel(index)
     old = cache / "models" / "m" / ".download-old"
     old.mkdir(parents=True)
-    (old / "tiny_model-1.0-py3-none-any.whl").write_bytes(b"half")
+    (old / "small_model-1.0-py3-none-any.whl").write_bytes(b"half")
     (cache / "models" / "m" / "m.gguf.part").write_bytes(b"half of something longer" * 20_000)
-    assert pull("pypi:tiny-model==1.0/tiny_model/m.gguf").sha256 == SHA256
+    assert pull("pypi:small-model==1.0/small_model/m.gguf").sha256 == SHA256
     assert leftovers(cache) == ["m.gguf", "record.json"]

@@ -14,13 +14,14 @@ from edgellm.hub.packs import MAGIC, pack_path, packs_dir
 from edgellm.hub.paths import cache_root, models_dir
 from edgellm.hub.pull import pull
 from edgellm.hub.registry import Record, locked, model_names, pulled, read_record, remove
-from edgellm.hub.sources import PypiSource, parse_source
+from edgellm.hub.sources import PypiSource, ShippedSource, parse_source
+from edgellm.hub.store import sha256_file
 from tests.hub.webserver import Page, Server, gguf_bytes, leftovers
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Record:
-    source = tmp_path / "tiny.gguf"
+def small(tmp_path: Path) -> Record:
+    source = tmp_path / "small.gguf"
     source.write_bytes(gguf_bytes(2_000))
     return pull(str(source))
 
@@ -53,6 +54,29 @@ def test_catalogue_entries_are_complete() -> None:
         assert entry.licence
         if isinstance(source, PypiSource):
             assert source.version is not None  # or the sum would change with the next release
+        if isinstance(source, ShippedSource):
+            assert (source.path.stat().st_size, sha256_file(source.path)) == (entry.size, entry.sha256)
+
+
+def test_a_shipped_model_needs_no_pull(cache: Path, tmp_path: Path) -> None:
+    path = resolve("tiny")
+    assert path == resolve("edgellm:tiny.gguf") == resolve("Tiny", pull=True)
+    assert path.stat().st_size == catalogue()["tiny"].size < 10e6
+    assert not cache.exists()
+    with pytest.raises(EdgeError, match="tiny is a part of edgellm itself"):
+        remove("tiny")
+    assert pull("tiny").sha256 == catalogue()["tiny"].sha256  # a copy, for who wants one
+    assert resolve("tiny") == models_dir() / "tiny" / "tiny.gguf"
+    assert remove("tiny")[0] == "tiny"
+    assert resolve("tiny") == path
+
+
+@pytest.mark.parametrize(
+    "text", ["edgellm:", "edgellm:../hub/pull.py", "edgellm:gone.gguf", "edgellm:/etc/passwd"]
+)
+def test_nothing_else_comes_with_edgellm(text: str) -> None:
+    with pytest.raises(EdgeError, match="no such file comes with edgellm"):
+        resolve(text)
 
 
 def test_default_model_that_is_not_there_says_how_to_get_it() -> None:
@@ -61,23 +85,23 @@ def test_default_model_that_is_not_there_says_how_to_get_it() -> None:
 
 
 def test_resolve_finds_names_sources_and_paths(
-    tiny: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resolve("tiny") == resolve("TINY") == tiny.path
-    assert resolve(tmp_path / "tiny.gguf") == tmp_path / "tiny.gguf"
-    assert resolve(str(tmp_path / "tiny.gguf")) == tmp_path / "tiny.gguf"
+    assert resolve("small") == resolve("SMALL") == small.path
+    assert resolve(tmp_path / "small.gguf") == tmp_path / "small.gguf"
+    assert resolve(str(tmp_path / "small.gguf")) == tmp_path / "small.gguf"
     monkeypatch.chdir(tmp_path)
-    assert resolve("./tiny.gguf") == resolve("tiny.gguf") == Path("tiny.gguf")
+    assert resolve("./small.gguf") == resolve("small.gguf") == Path("small.gguf")
 
 
 def test_plain_name_means_the_model_before_a_folder_of_that_name(
-    tiny: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny").mkdir()
+    (tmp_path / "small").mkdir()
     (tmp_path / "other").mkdir()
-    assert resolve("tiny") == tiny.path
-    assert resolve("./tiny") == Path("tiny")
+    assert resolve("small") == small.path
+    assert resolve("./small") == Path("small")
     assert resolve("other") == Path("other")
 
 
@@ -97,7 +121,7 @@ def test_unknown_name_suggests_near_ones() -> None:
         pull("smolm2")
     with pytest.raises(EdgeError, match=r"did you mean smollm2\?"):
         resolve("smollm")
-    with pytest.raises(EdgeError, match=r"known names: smollm2\."):
+    with pytest.raises(EdgeError, match=r"known names: smollm2, tiny\."):
         resolve("zzzzzz")
 
 
@@ -108,89 +132,89 @@ def test_missing_path_is_not_taken_for_a_name(tmp_path: Path) -> None:
         resolve("gone.gguf", pull=True)
 
 
-def test_name_that_is_taken_by_another_source(tiny: Record, tmp_path: Path) -> None:
-    other = tmp_path / "sub" / "tiny.gguf"
+def test_name_that_is_taken_by_another_source(small: Record, tmp_path: Path) -> None:
+    other = tmp_path / "sub" / "small.gguf"
     other.parent.mkdir()
     other.write_bytes(gguf_bytes(3_000, seed=1))
-    with pytest.raises(EdgeError, match=r"already pulled from .*tiny\.gguf; replace it with --force"):
+    with pytest.raises(EdgeError, match=r"already pulled from .*small\.gguf; replace it with --force"):
         pull(str(other))
-    assert pull(str(other), name="Tiny-2").name == "tiny-2"
+    assert pull(str(other), name="Small-2").name == "small-2"
     assert pull(str(other), force=True).bytes == 3_000
-    assert [r.name for r in pulled()] == ["tiny", "tiny-2"]
+    assert [r.name for r in pulled()] == ["small", "small-2"]
 
 
-def test_pulled_name_pulls_from_its_own_source_again(tiny: Record, tmp_path: Path) -> None:
-    assert pull("tiny") == tiny
-    (tmp_path / "tiny.gguf").write_bytes(gguf_bytes(4_000, seed=1))
-    assert pull("tiny", force=True).bytes == 4_000
+def test_pulled_name_pulls_from_its_own_source_again(small: Record, tmp_path: Path) -> None:
+    assert pull("small") == small
+    (tmp_path / "small.gguf").write_bytes(gguf_bytes(4_000, seed=1))
+    assert pull("small", force=True).bytes == 4_000
 
 
-def test_checksum_must_have_the_form_of_one(tiny: Record) -> None:
+def test_checksum_must_have_the_form_of_one(small: Record) -> None:
     with pytest.raises(EdgeError, match="not a sha256"):
-        pull("tiny", sha256="abc")
+        pull("small", sha256="abc")
 
 
-def test_pulled_model_with_another_checksum_is_not_returned(tiny: Record) -> None:
+def test_pulled_model_with_another_checksum_is_not_returned(small: Record) -> None:
     with pytest.raises(EdgeError, match="already pulled"):
-        pull("tiny", sha256="0" * 64)
+        pull("small", sha256="0" * 64)
 
 
-def test_model_deleted_by_hand_is_pulled_again(tiny: Record, tmp_path: Path) -> None:
-    tiny.path.unlink()
-    assert read_record("tiny") is None
+def test_model_deleted_by_hand_is_pulled_again(small: Record, tmp_path: Path) -> None:
+    small.path.unlink()
+    assert read_record("small") is None
     assert pulled() == []
-    assert pull(str(tmp_path / "tiny.gguf")).path.exists()
+    assert pull(str(tmp_path / "small.gguf")).path.exists()
 
 
-def test_model_truncated_by_hand_does_not_count(tiny: Record) -> None:
-    tiny.path.write_bytes(b"GGUF")
-    assert read_record("tiny") is None
+def test_model_truncated_by_hand_does_not_count(small: Record) -> None:
+    small.path.write_bytes(b"GGUF")
+    assert read_record("small") is None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"name": "tiny"}', "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
+    "text", ["", "[]", "{", '{"name": "small"}', "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
 )
-def test_damaged_record_does_not_count(tiny: Record, text: str) -> None:
-    (tiny.path.parent / "record.json").write_bytes(text.encode("latin-1"))
+def test_damaged_record_does_not_count(small: Record, text: str) -> None:
+    (small.path.parent / "record.json").write_bytes(text.encode("latin-1"))
     assert pulled() == []
-    assert model_names() == ["tiny"]
-    assert remove("tiny")[0] == "tiny"
+    assert model_names() == ["small"]
+    assert remove("small")[0] == "small"
     assert model_names() == []
 
 
-def test_record_cannot_point_out_of_the_cache(tiny: Record, tmp_path: Path) -> None:
+def test_record_cannot_point_out_of_the_cache(small: Record, tmp_path: Path) -> None:
     outside = tmp_path / "outside.gguf"
-    outside.write_bytes(b"x" * tiny.bytes)
-    record = tiny.path.parent / "record.json"
+    outside.write_bytes(b"x" * small.bytes)
+    record = small.path.parent / "record.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"file": f"../../../{outside.name}"}))
-    assert read_record("tiny") is None
+    assert read_record("small") is None
 
 
-def test_remove_frees_the_folder(tiny: Record, cache: Path) -> None:
-    name, freed = remove("Tiny")
-    assert name == "tiny"
-    assert freed >= tiny.bytes
+def test_remove_frees_the_folder(small: Record, cache: Path) -> None:
+    name, freed = remove("Small")
+    assert name == "small"
+    assert freed >= small.bytes
     assert leftovers(cache) == []
-    with pytest.raises(EdgeError, match=r"tiny is not a pulled model \(pulled: none\)"):
-        remove("tiny")
+    with pytest.raises(EdgeError, match=r"small is not a pulled model \(pulled: none\)"):
+        remove("small")
 
 
-def test_remove_takes_the_path_that_pull_printed(tiny: Record) -> None:
-    assert remove(str(tiny.path))[0] == "tiny"
+def test_remove_takes_the_path_that_pull_printed(small: Record) -> None:
+    assert remove(str(small.path))[0] == "small"
 
 
-def test_remove_takes_the_packed_weights_along(tiny: Record, tmp_path: Path) -> None:
+def test_remove_takes_the_packed_weights_along(small: Record, tmp_path: Path) -> None:
     packs_dir().mkdir()
-    mine, other = pack_path(tiny.path), pack_path(tmp_path / "tiny.gguf")
-    for pack, source in ((mine, tiny.path), (other, tmp_path / "tiny.gguf")):
+    mine, other = pack_path(small.path), pack_path(tmp_path / "small.gguf")
+    for pack, source in ((mine, small.path), (other, tmp_path / "small.gguf")):
         pack.write_bytes(MAGIC + json.dumps({"files": [{"path": str(source)}]}).encode() + b"\n" + bytes(500))
     assert mine != other
-    assert remove("tiny")[1] >= tiny.bytes + 500
+    assert remove("small")[1] >= small.bytes + 500
     assert list(packs_dir().iterdir()) == [other]
 
 
-@pytest.mark.parametrize("name", ["../..", "..", ".", "/", "~", "./tiny.gguf", "../outside", ".locks", ""])
-def test_remove_refuses_what_is_not_in_the_cache(tiny: Record, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["../..", "..", ".", "/", "~", "./small.gguf", "../outside", ".locks", ""])
+def test_remove_refuses_what_is_not_in_the_cache(small: Record, tmp_path: Path, name: str) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EdgeError):
         remove(name)
@@ -199,29 +223,29 @@ def test_remove_refuses_what_is_not_in_the_cache(tiny: Record, tmp_path: Path, n
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_remove_follows_no_link_out_of_the_cache(tiny: Record, tmp_path: Path) -> None:
+def test_remove_follows_no_link_out_of_the_cache(small: Record, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").touch()
     (models_dir() / "linked").symlink_to(outside)
     with pytest.raises(EdgeError, match="not a pulled model"):
         remove("linked")
-    (tiny.path.parent / "inner").symlink_to(outside)
-    remove("tiny")
+    (small.path.parent / "inner").symlink_to(outside)
+    remove("small")
     assert (outside / "precious").exists()
 
 
-def test_remove_waits_for_no_pull(tiny: Record) -> None:
-    with locked("tiny"), pytest.raises(EdgeError, match="being pulled by another process"):
-        remove("tiny")
-    assert tiny.path.exists()
+def test_remove_waits_for_no_pull(small: Record) -> None:
+    with locked("small"), pytest.raises(EdgeError, match="being pulled by another process"):
+        remove("small")
+    assert small.path.exists()
 
 
 def test_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "tiny.gguf").write_bytes(gguf_bytes(100))
+    (tmp_path / "small.gguf").write_bytes(gguf_bytes(100))
     monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(EdgeError, match="cannot write the model"):
-        pull(str(tmp_path / "tiny.gguf"))
+        pull(str(tmp_path / "small.gguf"))
     with pytest.raises(EdgeError, match="cannot read the model cache"):
         pulled()

@@ -18,7 +18,12 @@ def help_texts() -> str:
     group = command_group()
     sections = [_section("edgellm", group, None)]
     root = group.make_context("edgellm", [], resilient_parsing=True)
-    sections += [_section(f"edgellm {name}", group.commands[name], root) for name in COMMANDS]
+    for name in COMMANDS:
+        command = group.commands[name]
+        sections.append(_section(f"edgellm {name}", command, root))
+        inner = command.make_context(name, [], root, resilient_parsing=True)
+        for part, below in getattr(command, "commands", {}).items():  # of a group such as `edgellm flash`
+            sections.append(_section(f"edgellm {name} {part}", below, inner))
     return "\n".join(sections)
 
 

@@ -15,7 +15,7 @@ GGUF_NAME = "tiny.gguf"
 
 
 def export(folder: Path, seed: int) -> Path:
-    """Write FOLDER/hf, FOLDER/tiny.gguf and FOLDER/CARD.md; returns the path of the GGUF file."""
+    """Write FOLDER/tiny (safetensors), FOLDER/tiny.gguf and FOLDER/tiny.md; returns the GGUF file's path."""
     kept = folder / "ternary.pt"
     if not kept.exists():
         raise EdgeError(f"{kept} is missing; run the stage ternary first.")
@@ -23,7 +23,7 @@ def export(folder: Path, seed: int) -> Path:
     out = folder / GGUF_NAME
     _convert(hf, out)
     forms = {name: _facts(folder / f"{name}.json") for name in ("ternary", "float")}
-    (folder / "CARD.md").write_text(card(forms, out.stat().st_size, seed), encoding="utf-8")
+    (folder / "tiny.md").write_text(card(forms, out.stat().st_size, seed), encoding="utf-8")
     return out
 
 
@@ -32,7 +32,7 @@ def _write_hf(folder: Path, kept: Path) -> Path:
     from safetensors.torch import save_file
 
     state = torch.load(kept, weights_only=True)["model"]
-    hf = folder / "hf"
+    hf = folder / "tiny"
     hf.mkdir(exist_ok=True)
     save_file(
         {f"model.{name}": weight.contiguous() for name, weight in state.items()}, hf / "model.safetensors"
