@@ -12,7 +12,8 @@ def list_models(as_json: Json = False) -> None:
     """List the models in the cache and in the catalogue.
 
     The status is "pulled", "partial" (a pull was interrupted: pull again to finish it, or rm it),
-    "shipped" (comes with edgellm) or "available" (in the catalogue). --json prints a list of objects; a partial pull has no path or sha256.
+    "shipped" (comes with edgellm) or "available" (in the catalogue). --json prints a list of objects; a
+    partial pull has no path or sha256.
 
     \b
     Example:
