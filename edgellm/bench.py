@@ -15,6 +15,7 @@ from edgellm.program import access, ops
 if TYPE_CHECKING:
     from edgellm.executors.base import Session
     from edgellm.executors.native.executor import NativeExecutor
+    from edgellm.flash.counters import TokenLog
     from edgellm.model import Model
     from edgellm.roofline import Step
 
@@ -37,11 +38,13 @@ class Result:
 
 
 def measure(
-    model: Model, *, prompt: int, generate: int, depth: int, repetitions: int, sequences: int = 1
-) -> tuple[list[Result], int | None]:
+    model: Model, *, prompt: int, generate: int, depth: int, repetitions: int, sequences: int = 1,
+    log: TokenLog | None = None,
+) -> tuple[list[Result], int | None]:  # fmt: skip
     """Run the tests (a count of 0 leaves one out), each after a warm-up.
 
     sequences above 1 adds the decode of so many sequences at once, tokens per second summed over them.
+    log: gets an entry for every token decoded alone, but those of the warm-up, if the model has a budget.
     Returns the results and the most bytes that the KV cache held (None if the executor does not tell).
 
     Tokens are random, from a fixed seed: what a token is makes no difference to the time of a dense model.
@@ -59,6 +62,15 @@ def measure(
         for token in tokens[depth : depth + count]:
             one.decode(int(token))
 
+    def decode_logged() -> None:
+        counters = model.executor.flash_counters  # type: ignore[attr-defined]
+        assert log is not None
+        for token in tokens[depth : depth + generate]:
+            before, started = counters(), time.perf_counter()
+            one.decode(int(token))
+            log.seconds.append(time.perf_counter() - started)
+            log.counters.append(counters() - before)
+
     def decode_all(count: int = generate) -> None:
         for token in tokens[depth : depth + count]:
             model.executor.decode_batch(sessions, [int(token)] * sequences)
@@ -74,7 +86,14 @@ def measure(
     if generate:
         one.rewind(depth)
         decode(min(generate, WARM_UP_DECODES))
-        results.append(_repeat(Result(f"tg{generate}", generate, depth), [one], decode, repetitions))
+        results.append(
+            _repeat(
+                Result(f"tg{generate}", generate, depth),
+                [one],
+                decode if log is None else decode_logged,
+                repetitions,
+            )
+        )
         kv_bytes.append(_kv_bytes([one]))
     if generate and sequences > 1:
         one.rewind(depth)

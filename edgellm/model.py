@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXECUTORS = ("native", "reference")
 ACTIVATION_PLANES = {"int16": 2, "int8": 1}  # docs/decisions/0002
 DEFAULT_CONTEXT = 8192  # tokens, where the model can hold as many; the KV cache is paged in as it fills
+DRAM_CONTEXT = 2048  # the same under a budget, which has to hold the cache of all of them
 
 
 class Model:
@@ -190,6 +191,7 @@ def load(
     context: int | None = None,
     kv: str = "fp16",
     activations: str = "int16",
+    dram: int | None = None,
     progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a model and get it ready; a catalogue model that is not here yet is pulled.
@@ -198,7 +200,8 @@ def load(
     threads: by default the physical cores available. context: tokens that a session holds. kv: what keys
     and values are kept in, "fp16" or "int8", which takes half the memory and rounds more.
     activations: what the inputs of quantised weights are rounded to, "int16" or "int8", which makes prefill
-    faster and is less exact.
+    faster and is less exact. dram: bytes that the whole process may take, with a KV cache of `context`
+    tokens; weights that do not fit are read from flash for every token.
     progress: told what the native executor is compiling. Raises EdgeError with one sentence.
     """
     from edgellm.formats.checkpoint import open_checkpoint
@@ -210,11 +213,13 @@ def load(
     started = time.perf_counter()
     threads = check_threads(threads)
     checkpoint = open_checkpoint(path)
-    context = check_context(checkpoint, context)
+    context = check_context(checkpoint, context, DEFAULT_CONTEXT if dram is None else DRAM_CONTEXT)
     program = build_program(checkpoint, context)
     with ThreadPoolExecutor(1) as beside:  # packing weights mostly waits for memory, a vocabulary for Python
         pending = beside.submit(load_tokenizer, checkpoint)
-        runner = make_executor(executor, program, checkpoint, threads, progress, kv, activations)
+        runner = make_executor(
+            executor, program, checkpoint, threads, progress, kv, activations, dram=dram, context=context
+        )
         try:
             tokenizer = pending.result()
         except EdgeError:
@@ -233,11 +238,11 @@ def check_threads(threads: int | None) -> int:
     return threads or default_threads()
 
 
-def check_context(checkpoint: Checkpoint, context: int | None) -> int:
-    """The context to use: what was asked for, if the model can hold it, else at most DEFAULT_CONTEXT."""
+def check_context(checkpoint: Checkpoint, context: int | None, default: int = DEFAULT_CONTEXT) -> int:
+    """The context to use: what was asked for, if the model can hold it, else at most `default`."""
     longest = checkpoint.config.context_length
     if context is None:
-        return min(longest, DEFAULT_CONTEXT)
+        return min(longest, default)
     if not 1 <= context <= longest:
         raise EdgeError(
             f"{checkpoint.path.name} holds a context of 1 to {longest} tokens, not {context}; ask for less."
@@ -253,8 +258,11 @@ def make_executor(
     progress: Callable[..., None] | None = None,
     kv: str = "fp16",
     activations: str = "int16",
+    *,
+    dram: int | None = None,
+    context: int | None = None,
 ) -> Executor:
-    """The executor of that name. Raises EdgeError for an unknown one, or a KV cache that it has not."""
+    """The executor of that name. Raises EdgeError for an unknown one, or for what it has not."""
     if name == "reference":
         from edgellm.executors.reference import ReferenceExecutor
 
@@ -262,6 +270,8 @@ def make_executor(
             raise EdgeError(f"The reference executor has no KV cache in {kv}; use the native one.")
         if activations != "int16":
             raise EdgeError("The reference executor does not round activations; use the native one.")
+        if dram is not None:
+            raise EdgeError("The reference executor has no budget; use the native one.")
         return ReferenceExecutor(program, checkpoint)
     if name == "native":
         from edgellm.executors.native import NativeExecutor
@@ -272,6 +282,7 @@ def make_executor(
             )
         planes = ACTIVATION_PLANES[activations]
         return NativeExecutor(
-            program, checkpoint, threads=threads, progress=progress, kv=kv, activation_planes=planes
-        )
+            program, checkpoint, threads=threads, progress=progress, kv=kv, activation_planes=planes,
+            dram=dram, context=context,
+        )  # fmt: skip
     raise EdgeError(f"There is no executor {name!r}; choose {' or '.join(EXECUTORS)}.")

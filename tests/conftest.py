@@ -27,7 +27,7 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Path:
+def shipped() -> Path:
     """Path of the ternary model that comes with edgellm: needs no network."""
     from edgellm.hub import resolve
 

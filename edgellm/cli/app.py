@@ -32,6 +32,7 @@ COMMANDS = {
     "rm": "rm",
     "inspect": "inspect",
     "bench": "bench",
+    "plan": "plan",
     "perplexity": "perplexity",
     "convert": "convert",
     "flash": "flash",

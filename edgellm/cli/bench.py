@@ -11,6 +11,8 @@ from edgellm.cli.options import ActivationsName, ExecutorName, KvName
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgellm.bench import Result
     from edgellm.model import Model
 
@@ -35,6 +37,7 @@ def bench(
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
     activations: options.Activations = ActivationsName.int16,
+    dram: options.Dram = None,
     json: options.Json = False,
 ) -> None:
     """Measure prefill (pp) and decode (tg) of MODEL in tokens per second, as llama-bench does.
@@ -51,13 +54,20 @@ def bench(
       edgellm bench smollm2
       edgellm bench model.gguf -p 512 -n 128 --depth 1024 --threads 2 --json
       edgellm bench smollm2 -p 512 --ops
+      edgellm bench model.gguf --dram 2GiB
     """
     from edgellm.bench import measure
+    from edgellm.cli.flash_bench import budget_report, flash_device
     from edgellm.cli.loading import load_model
+    from edgellm.flash.counters import TokenLog
 
     if prompt == generate == 0:
         raise EdgeError("There is nothing to measure: give -p or -n a number above 0.")
     context = depth + max(prompt, generate)
+    if ops and dram is not None:
+        raise EdgeError("--ops tells what bounds weights in memory; leave it out with --dram.")
+    device = None if dram is None else flash_device()
+    log = None if dram is None else TokenLog([], [])
     with load_model(
         model,
         executor=executor.value,
@@ -65,6 +75,7 @@ def bench(
         context=context,
         kv=kv.value,
         activations=activations.value,
+        dram=dram,
     ) as loaded:
         results, kv_bytes = measure(
             loaded,
@@ -73,9 +84,12 @@ def bench(
             depth=depth,
             repetitions=repetitions,
             sequences=sequences,
+            log=log,
         )
         found = report(model, loaded, results, kv_bytes) | {"kv": kv.value, "activations": activations.value}
-        if ops or json:
+        if device is not None and log is not None:
+            found |= budget_report(loaded, device, log, _stream(found))
+        elif ops or json:
             found |= roofline(
                 loaded,
                 prompt=prompt,
@@ -121,11 +135,19 @@ def report(name: str, loaded: Model, results: list[Result], kv_bytes: int | None
             "kv_bytes": kv_bytes,
         },
         "bandwidth": {
-            "stream_bytes_per_second": stream_bandwidth(loaded.threads),
+            "stream_bytes_per_second": stream_bandwidth(loaded.threads, area=_pinned(loaded)),
             "achieved_bytes_per_second": per_token * decoded[0] if decoded else None,
             "weights_bytes_per_token": per_token,
         },
     }
+
+
+def _pinned(loaded: Model) -> np.ndarray | None:
+    """Memory that holds weights, where a budget leaves no room for other memory to read."""
+    from edgellm.executors.native.executor import NativeExecutor
+
+    store = loaded.executor.streamed if isinstance(loaded.executor, NativeExecutor) else None
+    return None if store is None else store.resident
 
 
 def _stream(found: dict[str, Any]) -> float:
@@ -176,6 +198,10 @@ def print_table(found: dict[str, Any]) -> None:
         "" if achieved is None else f", decode reads {achieved / 1e9:.2f} GB/s ({achieved / stream:.0%})"
     )
     print(f"  bandwidth: stream {stream / 1e9:.2f} GB/s{reached}")
+    if "latency_ms" in found:
+        from edgellm.cli.flash_bench import print_budget
+
+        print_budget(found)
     if found.get("ops") is not None:
         from edgellm.roofline import table
 

@@ -50,6 +50,7 @@ def chat(
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
     activations: options.Activations = ActivationsName.int16,
+    dram: options.Dram = None,
 ) -> None:
     """Talk with a model.
 
@@ -80,6 +81,7 @@ def chat(
         context=ctx,
         kv=kv.value,
         activations=activations.value,
+        dram=dram,
     ) as loaded:
         loaded.chat_prompt([{"role": "user", "content": "?"}])  # a model without a template: say so now
         session = loaded.chat_session(system)

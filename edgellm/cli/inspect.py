@@ -65,7 +65,7 @@ def describe(executor: str, program: Program, checkpoint: Checkpoint) -> dict[st
         used = {weight.name for op in program.ops for weight in access.weights(op).values()}
         return {name: f"NumPy float32, dequantised from {checkpoint.tensors[name].type}" for name in used}
     from edgellm.executors.native.describe import describe_checkpoint
-    from edgellm.executors.native.executor import ACTIVATION_PLANES
+    from edgellm.executors.native.prepare import ACTIVATION_PLANES
     from edgellm.kernels.simd.level import host_target
 
     return describe_checkpoint(program, checkpoint, host_target(), ACTIVATION_PLANES)

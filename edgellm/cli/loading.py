@@ -20,6 +20,7 @@ def load_model(
     context: int | None = None,
     kv: str = "fp16",
     activations: str = "int16",
+    dram: int | None = None,
 ) -> Model:
     """edgellm.load for the command line; what takes long is told on standard error."""
     from edgellm.model import load
@@ -36,6 +37,7 @@ def load_model(
             context=context,
             kv=kv,
             activations=activations,
+            dram=dram,
             progress=progress,
         )
     finally:

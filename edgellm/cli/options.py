@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgellm.cli.sizes import parse_size
+
 
 class ExecutorName(str, Enum):
     """Who runs the Program."""
@@ -52,6 +54,14 @@ Activations = Annotated[
         help="Round the inputs of quantised weights to 16 bits, or to 8: faster prefill, less exact.",
     ),
 ]
+Dram = Annotated[
+    int | None,
+    typer.Option(
+        "--dram", parser=parse_size, metavar="SIZE",
+        help="Memory that the whole process may take, as 512MiB or 2GiB; weights that do not fit are read "
+        "from flash for every token.",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Tell on standard error which paths were taken, and timings.")

@@ -29,6 +29,7 @@ def perplexity(
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
     activations: options.Activations = ActivationsName.int16,
+    dram: options.Dram = None,
     json: options.Json = False,
 ) -> None:
     """Measure the perplexity of MODEL on the text FILE, by llama-perplexity's method.
@@ -55,6 +56,7 @@ def perplexity(
             threads=threads,
             kv=kind,
             activations=activations.value,
+            dram=dram,
         )
         if not math.isfinite(found.perplexity):
             raise CheckFailed(f"{model}: the model's logits on {file} are not finite numbers.")
@@ -97,13 +99,14 @@ def _measure(
     threads: int | None,
     kv: str,
     activations: str,
+    dram: int | None,
 ) -> tuple[Estimate, int]:
     """The estimate, and the threads that it was made with."""
     from edgellm.cli.loading import load_model
     from edgellm.perplexity import chunk_count, estimates
 
     with load_model(
-        model, executor=executor, threads=threads, context=ctx, kv=kv, activations=activations
+        model, executor=executor, threads=threads, context=ctx, kv=kv, activations=activations, dram=dram
     ) as loaded:
         tokenizer = loaded.tokenizer
         tokens = tokenizer.encode(text, special=False)

@@ -53,6 +53,7 @@ def run(
     executor: options.Executor = ExecutorName.native,
     kv: options.Kv = KvName.fp16,
     activations: options.Activations = ActivationsName.int16,
+    dram: options.Dram = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -92,6 +93,7 @@ def run(
         context=ctx,
         kv=kv.value,
         activations=activations.value,
+        dram=dram,
     ) as loaded:
         chat = loaded.has_chat_template and not raw
         if system and not chat:

@@ -16,12 +16,19 @@ BUFFER_BYTES = 256 << 20  # beyond every cache of the machines this was written 
 PASSES = 7
 
 
-def measure(threads: int, nbytes: int = BUFFER_BYTES) -> float:
-    """Bytes per second that `threads` threads read together from `nbytes` of memory; the median pass."""
+def measure(threads: int, nbytes: int = BUFFER_BYTES, area: np.ndarray | None = None) -> float:
+    """Bytes per second that `threads` threads read together from `nbytes` of memory; the median pass.
+
+    area: memory, uint8, that holds something already, to be read instead of new memory.
+    """
     target = host_target()
     kernel = load_kernels(["stream"], target)["stream"]
-    buffer = reserve(nbytes, huge_pages=True, what="the bandwidth measurement")
-    buffer[:] = 1  # a page that was never written is not memory yet
+    if area is None:
+        buffer = reserve(nbytes, huge_pages=True, what="the bandwidth measurement")
+        buffer[:] = 1  # a page that was never written is not memory yet
+    else:
+        nbytes = area.nbytes // (256 * threads) * (256 * threads)
+        buffer = area
     sums = aligned(16 * threads, np.int32)
     args = record(Stream, ADDRESS=address(buffer), NBYTES=nbytes, OUT=address(sums))
     team = Team(threads, target)

@@ -22,8 +22,8 @@ STORY = (
 
 
 @pytest.fixture(scope="module")
-def native(tiny: Path):
-    with edgellm.load(tiny, threads=2) as loaded:
+def native(shipped: Path):
+    with edgellm.load(shipped, threads=2) as loaded:
         yield loaded
 
 
@@ -32,8 +32,8 @@ def test_it_tells_a_known_story(native) -> None:
     assert native.generate(PROMPT, max_tokens=tokens, temperature=0.0).text == STORY
 
 
-def test_the_reference_finds_each_token_of_the_story_the_likeliest(tiny: Path, native) -> None:
-    with edgellm.load(tiny, executor="reference") as loaded:
+def test_the_reference_finds_each_token_of_the_story_the_likeliest(shipped: Path, native) -> None:
+    with edgellm.load(shipped, executor="reference") as loaded:
         prompt = loaded.tokenizer.encode(PROMPT)
         ids = [*prompt, *loaded.tokenizer.encode(STORY, special=False)]
         logits = loaded.logits(ids)
@@ -51,7 +51,7 @@ def test_stories_are_much_likelier_than_the_same_words_in_another_order(native) 
     assert unlikely > 10 * likely
 
 
-def test_about_half_of_the_neurons_are_idle(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_about_half_of_the_neurons_are_idle(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse modes live on that: a gate at or below zero makes its neuron's output zero."""
     active: list[float] = []
 
@@ -60,7 +60,7 @@ def test_about_half_of_the_neurons_are_idle(tiny: Path, monkeypatch: pytest.Monk
         return activate(x, kind)
 
     monkeypatch.setattr(reference, "activate", seen)
-    with edgellm.load(tiny, executor="reference") as loaded:
+    with edgellm.load(shipped, executor="reference") as loaded:
         loaded.logits(loaded.tokenizer.encode(PROMPT + STORY))
         assert len(active) == loaded.checkpoint.config.n_layers
     assert max(active) < 0.6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,10 @@ def _cuts(length: int, first: int, each: int) -> Iterator[int]:
 class Batch:
     """The State of a step of up to `rows` rows, and of its tail, with all that they point at."""
 
-    def __init__(self, rows: int, **fixed: int):
-        """fixed: slots of State that are the same for all steps."""
+    def __init__(self, rows: int, translate: Callable[[np.ndarray], np.ndarray] | None = None, **fixed: int):
+        """fixed: slots of State that are the same for all steps. translate: makes of token ids, int64, the
+        numbers of their rows in the table that is looked up in."""
+        self._translate = translate
         self._ids, self._positions, self._wanted = (aligned(rows, np.int64) for _ in range(3))
         self._sequences = aligned(rows * len(layout.Sequence), np.int64).reshape(rows, -1)
         tables = {
@@ -85,6 +87,8 @@ class Batch:
             new = count if all_logits else int(piece.last)
             self._wanted[wanted : wanted + new] = np.arange(first - new, first)
             wanted += new
+        if self._translate is not None:
+            self._ids[:first] = self._translate(self._ids[:first])
         self._state[State.TOKENS], self._state[State.SEQUENCES] = first, len(pieces)
         self._tail[State.TOKENS] = wanted
         return address(self._state), wanted

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 
 from edgellm.kernels.kv_layout import CHUNK, KvBlock
 from edgellm.program import ops
+from edgellm.program.program import Program
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,9 @@ def attend_cost(op: ops.Attend, kv: str) -> Cost:
     return Cost(
         "attend", kv_bytes=op.kv_heads * each, kv_macs=2 * op.heads * op.head_dim, window=op.window or 0
     )
+
+
+def kv_bytes_before(program: Program, kv: str) -> list[int]:
+    """Bytes of the slots before each slot in a chunk of the KV cache, and last of a whole chunk."""
+    each = (slot.kv_heads * KvBlock.of(kv, slot.head_dim).nbytes for slot in program.kv_slots)
+    return list(accumulate(each, initial=0))

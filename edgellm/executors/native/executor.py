@@ -11,36 +11,45 @@ import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
-from edgellm.executors.native import choice
-from edgellm.executors.native.batch import AttentionMemory, Batch, steps
-from edgellm.executors.native.buffers import Workspace
+from edgellm.executors.native.batch import AttentionMemory, Batch, Piece, steps
+from edgellm.executors.native.budgeted import Needs, streamed_store
+from edgellm.executors.native.buffers import Buffer, Workspace
 from edgellm.executors.native.describe import describe_form, input_roundings
+from edgellm.executors.native.instructions import Group
 from edgellm.executors.native.lower import Lowering
-from edgellm.executors.native.packing import TERNARY, matrix_shape
+from edgellm.executors.native.prepare import (
+    ACTIVATION_PLANES,
+    CHUNK,
+    LOGITS_AT_ONCE,
+    counted_bytes,
+    in_base3,
+    weights_of,
+    workspace_rows,
+)
 from edgellm.executors.native.profile import OpTime, Profiler
+from edgellm.executors.native.segments import Segments
 from edgellm.executors.native.session import NativeSession
+from edgellm.executors.native.streamed import StreamedStore
 from edgellm.executors.native.weights import WeightStore
+from edgellm.flash.counters import Counters
+from edgellm.flash.ring import RingStats
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels import team
+from edgellm.kernels.apart import compile_apart
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.kv_layout import KINDS
 from edgellm.kernels.layout import (
-    GROUP,
     ZEROS,
     Instruction,
     Rope,
     Step,
-    align,
     record,
 )
 from edgellm.kernels.memory import address, aligned, reserve
 from edgellm.kernels.simd.level import Target, host_target
 from edgellm.kernels.team import Team
-from edgellm.program import access, ops
 from edgellm.program.program import Program
 
-CHUNK = 256  # tokens that go through the Program at once in prefill
-ACTIVATION_PLANES = 2  # docs/decisions/0002
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
 
@@ -49,7 +58,9 @@ class NativeExecutor(Executor):
 
     threads: size of the team. activation_planes: 2 quantises activations to 16 bits, as two planes of
     int8; 1 to int8, which is faster in prefill and loses accuracy. kv: what sessions keep keys and values
-    in, "fp16" or "int8". progress(stage, done, total) reports "compiling" and "packing".
+    in, "fp16" or "int8". dram: bytes that the whole process may take, with a sequence of `context` tokens;
+    weights that do not fit are read from flash for every token. progress(stage, done, total) reports
+    "compiling" and "packing".
     """
 
     name = "native"
@@ -63,6 +74,8 @@ class NativeExecutor(Executor):
         target: Target | None = None,
         activation_planes: int = ACTIVATION_PLANES,
         kv: str = "fp16",
+        dram: int | None = None,
+        context: int | None = None,
     ):
         if threads < 1:
             raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
@@ -70,10 +83,11 @@ class NativeExecutor(Executor):
             raise EdgeError(f"There is no KV cache of kind {kv!r}; choose one of: {', '.join(KINDS)}.")
         self.program, self.threads, self.kv = program, threads, kv
         self.target = target or host_target()
-        matrices, vectors = _weights(program)
-        base3 = _in_base3(program, checkpoint, matrices, self.target)
-        self._store = WeightStore(checkpoint, matrices, vectors, base3=base3)
-        self._workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
+        matrices, vectors = weights_of(program)
+        base3 = in_base3(program, checkpoint, matrices, self.target)
+        packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=dram is None)
+        self._store: WeightStore | StreamedStore = packed
+        self._workspace = self._new_workspace()
         self._planes = activation_planes
         self.lock = threading.Lock()  # sessions share the activations' memory
 
@@ -82,21 +96,38 @@ class NativeExecutor(Executor):
 
         self._lowered = Lowering(program, self._store, self._workspace, activation_planes, kv).result
         names = [i.kernel for i in self._lowered.instructions]
-        wanted = [*names, "step", *team.KERNELS, *self._store.kernels]
+        wanted = [*names, "step", *team.KERNELS, *packed.kernels]
+        if dram is not None:
+            compile_apart(wanted, self.target, report("compiling"))
         kernels = load_kernels(wanted, self.target, report("compiling"))
-        self._store.pack(kernels, threads, report("packing"))
+        if dram is None:
+            packed.pack(kernels, threads, report("packing"))
+        else:
+            file = packed.keep(kernels, threads, report("packing"))
+            needs = Needs(context or program.context_length, counted_bytes(self._workspace), CHUNK, kv)
+            self._store = streamed_store(program, checkpoint, packed, file, dram, needs)
+            self._workspace = self._new_workspace()
+            self._lowered = Lowering(program, self._store, self._workspace, activation_planes, kv).result
+            self._store.load()
         self._team = Team(threads, self.target)
         self._step_kernel = kernels["step"]
-        self._table = aligned(len(Instruction) * len(names), np.int64).reshape(-1, len(Instruction))
+        count = len(self._lowered.instructions)
+        self._table = aligned(len(Instruction) * count, np.int64).reshape(-1, len(Instruction))
         for row, i in zip(self._table, self._lowered.instructions, strict=True):
             row[:] = kernels[i.kernel], address(i.record), i.barrier_one, i.barrier_many
-        self._step = record(Step, COUNT=len(names), TABLE=address(self._table), TAIL=self._lowered.tail)
+        self._step = record(Step, COUNT=count, TABLE=address(self._table), TAIL=self._lowered.tail)
         self._barrier = aligned(16, np.int64)
         self._zero = aligned(ZEROS // 4, np.float32)
         self._attention = AttentionMemory(program, CHUNK, threads)
+        rows = self._store.rows if isinstance(self._store, StreamedStore) else None
         self._batch = Batch(
-            CHUNK, ZERO=address(self._zero), BARRIER=address(self._barrier), **self._attention.slots
-        )
+            CHUNK, rows.fetch if rows else None,
+            ZERO=address(self._zero), BARRIER=address(self._barrier), **self._attention.slots,
+        )  # fmt: skip
+        self._segments: Segments | None = None
+        if isinstance(self._store, StreamedStore) and self._store.ring is not None:
+            ring = self._store.ring
+            self._segments = Segments(self._lowered, self._table, ring, self._team, self._step_kernel)
         self._profiler: Profiler | None = None
         self._rope_tables: list[np.ndarray] = []
         self._rope_filled = 0
@@ -114,6 +145,22 @@ class NativeExecutor(Executor):
     def weights_source(self) -> str:
         """One phrase: where the packed weights in memory come from."""
         return self._store.source
+
+    @property
+    def streamed(self) -> StreamedStore | None:
+        """The weights, if they are held to a budget."""
+        return self._store if isinstance(self._store, StreamedStore) else None
+
+    def flash_counters(self) -> Counters | None:
+        """What was read and how long it took, since the executor was made; None without a budget."""
+        store = self.streamed
+        if store is None:
+            return None
+        stats = store.ring.stats if store.ring else RingStats()
+        looked_up = store.rows.bytes_read if store.rows else 0
+        reads = stats.reads + (store.rows.reads if store.rows else 0)
+        compute = self._segments.compute_seconds if self._segments else 0.0
+        return Counters(stats.bytes + looked_up, reads, stats.wait_seconds, compute)
 
     def new_session(self, context: int) -> NativeSession:
         with self.lock:  # a running session reads the tables that may have to grow
@@ -141,6 +188,8 @@ class NativeExecutor(Executor):
         return self._profiled(lambda: self.decode_batch(sessions, tokens))
 
     def _profiled(self, call: Callable[[], object]) -> list[OpTime]:
+        if self._segments is not None:
+            raise EdgeError("Steps whose weights come from flash cannot be profiled by op.")
         profiler = Profiler(self._lowered, self._step, self.threads, self.target)
         self._profiler = profiler
         try:
@@ -156,19 +205,80 @@ class NativeExecutor(Executor):
 
         Returns float32 logits, a row for each sequence's last token or for all tokens, in their order.
         """
-        results = []
-        for pieces in steps(work, CHUNK):
-            with self.lock:
-                state, rows = self._batch.fill(pieces, all_logits)
-                self._fill_rope(max(piece.position + len(piece.ids) for piece in pieces) - 1)
-                if self._profiler is None:
-                    self._team.run(self._step_kernel, address(self._step), state)
-                else:
-                    self._profiler.run(self._team, state, pieces, rows)
-                results.append(self._workspace.array(self._workspace["logits"], rows).copy())
+        budgeted = isinstance(self._store, StreamedStore)
+        todo = list(steps(work, LOGITS_AT_ONCE if all_logits and budgeted else CHUNK))
+        with self.lock:
+            if self._segments is not None:
+                results = self._run_streamed(todo, all_logits)
+            else:
+                results = [self._run_step(pieces, all_logits) for pieces in todo]
         return results[0] if len(results) == 1 else np.concatenate(results)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _run_step(self, pieces: list[Piece], all_logits: bool) -> np.ndarray:
+        state, rows = self._fill(pieces, all_logits)
+        if self._profiler is None:
+            self._team.run(self._step_kernel, address(self._step), state)
+        else:
+            self._profiler.run(self._team, state, pieces, rows)
+        return self._logits(rows)
+
+    def _run_streamed(self, todo: list[list[Piece]], all_logits: bool) -> list[np.ndarray]:
+        """Several steps share the reads of each group of instructions, if the ring can hold a group."""
+        assert self._segments is not None
+        try:
+            if len(todo) > 1 and self._segments.shared:
+                return self._run_by_group(todo, all_logits)
+            results = []
+            for pieces in todo:
+                state, rows = self._fill(pieces, all_logits)
+                self._segments.run(state)
+                results.append(self._logits(rows))
+            return results
+        except BaseException:
+            self._segments.restart()  # whatever was read and not used
+            raise
+
+    def _run_by_group(self, todo: list[list[Piece]], all_logits: bool) -> list[np.ndarray]:
+        assert self._segments is not None
+        held: list[list[np.ndarray]] = [[] for _ in todo]  # of each step, what its last group leaves
+        results: list[np.ndarray] = [np.empty(0)] * len(todo)
+        groups = self._lowered.groups
+        ends = [*(group.first for group in groups[1:]), len(self._lowered.instructions)]
+        for number, (group, end) in enumerate(zip(groups, ends, strict=True)):
+            following = groups[number + 1].live if number + 1 < len(groups) else ()
+
+            def passes(
+                run: Callable[[int], None], group: Group = group, end: int = end,
+                following: tuple[Buffer, ...] = following,
+            ) -> None:  # fmt: skip
+                for i, pieces in enumerate(todo):
+                    state, wanted = self._fill(pieces, all_logits)
+                    if wanted == 0 and group.first >= self._lowered.tail:
+                        continue
+                    for buffer, rows in zip(group.live, held[i], strict=True):
+                        self._workspace.array(buffer, len(rows))[:] = rows
+                    run(state)
+                    count = wanted if end > self._lowered.tail else sum(len(piece.ids) for piece in pieces)
+                    held[i] = [self._workspace.array(buffer, count).copy() for buffer in following]
+                    if not following:
+                        results[i] = self._logits(wanted)
+
+            self._segments.run_group(number, passes)
+        return [logits for logits in results if logits.ndim == 2]
+
+    def _fill(self, pieces: list[Piece], all_logits: bool) -> tuple[int, int]:
+        """The address of the State of a step, and its rows of logits."""
+        found = self._batch.fill(pieces, all_logits)
+        self._fill_rope(max(piece.position + len(piece.ids) for piece in pieces) - 1)
+        return found
+
+    def _logits(self, rows: int) -> np.ndarray:
+        return self._workspace.array(self._workspace["logits"], rows).copy()
+
+    def _new_workspace(self) -> Workspace:
+        return Workspace(workspace_rows(self.threads))
 
     def _forward_batch(self, sessions: Sequence[Session], ids: Sequence[np.ndarray]) -> np.ndarray:
         own = cast("Sequence[NativeSession]", sessions)
@@ -196,30 +306,3 @@ class NativeExecutor(Executor):
             table[first:end, 0] = np.cos(angles) * op.magnitude
             table[first:end, 1] = np.sin(angles) * op.magnitude
         self._rope_filled = end
-
-
-def _weights(program: Program) -> tuple[list[ops.Weight], list[ops.Weight]]:
-    """The matrices of all linears and embedding tables, and the vectors; in order of use, each once."""
-    matrices: list[ops.Weight] = []
-    vectors: list[ops.Weight] = []
-    for op in program.ops:
-        for name, weight in access.weights(op).items():
-            matrix = name in ("table", "gate", "up", "down") or (
-                name == "weight" and isinstance(op, (ops.Linear, ops.Logits))
-            )
-            (matrices if matrix else vectors).append(weight)
-    return list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
-
-
-def _in_base3(
-    program: Program, checkpoint: Checkpoint, matrices: Sequence[ops.Weight], target: Target
-) -> list[ops.Weight]:
-    """The ternary matrices that are faster in base 3; shapes that this machine does not know are measured."""
-    tables = {op.table for op in program.ops if isinstance(op, ops.Embed)}
-    shapes = {
-        weight: matrix_shape(weight, checkpoint.tensors[weight.name])
-        for weight in matrices
-        if weight not in tables and checkpoint.tensors[weight.name].type in TERNARY
-    }
-    choice.measure(set(shapes.values()), target)
-    return [weight for weight, shape in shapes.items() if choice.base3_is_faster(shape, target)]

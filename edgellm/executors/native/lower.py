@@ -7,18 +7,18 @@ that makes it. And a barrier is set only between instructions that touch the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgellm.executors.native.buffers import Buffer, Hazards, Workspace
-from edgellm.executors.native.cost import Cost, attend_cost, kernel_label, linear_cost
-from edgellm.executors.native.packing import kernel_form, linear_kernel
+from edgellm.executors.native.cost import Cost, attend_cost, kernel_label, kv_bytes_before, linear_cost
+from edgellm.executors.native.instructions import Group, Instruction, Lowered
+from edgellm.executors.native.packing import Part, kernel_form, linear_kernel
+from edgellm.executors.native.streamed import StreamedStore
 from edgellm.executors.native.weights import WeightStore
 from edgellm.kernels import layout
-from edgellm.kernels.kv_layout import KvBlock
 from edgellm.kernels.layout import ROWS, ActLayout, TileLayout, align, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.program import access, ops
@@ -29,39 +29,12 @@ EMBED_CHUNK = 256  # inputs of a float embedding row that one thread copies at a
 
 
 @dataclass
-class Instruction:
-    """One kernel call. The record's fields are by name, see the kernel's slots."""
-
-    kernel: str
-    record: np.ndarray
-    cost: Cost
-    barrier_one: bool = False
-    barrier_many: bool = False
-
-
-@dataclass
 class _Norm:
     """A norm of whole rows that is not emitted yet."""
 
     x: Buffer
     out: Buffer
     fields: dict[str, int | float]
-
-
-@dataclass
-class Lowered:
-    """What the executor needs to run: instructions, and what they point at."""
-
-    instructions: list[Instruction] = field(default_factory=list)
-    ropes: list[tuple[ops.Rope, np.ndarray]] = field(default_factory=list)  # records to point at a table
-    constants: list[np.ndarray] = field(default_factory=list)
-    tail: int = 0  # number of the first instruction that runs for the rows that logits are wanted of
-
-
-def kv_bytes_before(program: Program, kv: str) -> list[int]:
-    """Bytes of the slots before each slot in a chunk of the KV cache, and last of a whole chunk."""
-    each = (slot.kv_heads * KvBlock.of(kv, slot.head_dim).nbytes for slot in program.kv_slots)
-    return list(accumulate(each, initial=0))
 
 
 def _uses(rest: Sequence[ops.Op], name: str) -> Iterator[ops.Op]:
@@ -96,7 +69,7 @@ class Lowering:
     def __init__(
         self,
         program: Program,
-        store: WeightStore,
+        store: WeightStore | StreamedStore,
         workspace: Workspace,
         planes: int,
         kv: str,
@@ -118,9 +91,13 @@ class Lowering:
         }  # fmt: skip
         last = max(i for i, op in enumerate(program.ops) if isinstance(op, _BY_POSITION))
         fused = -1  # index of an Add that the op before it has done
+        layer: int | None = None
         for i, op in enumerate(program.ops):
             if i == fused:
                 continue
+            if op.layer != layer:
+                layer = op.layer
+                self._begin_group(_live(program.ops[i:]))
             self._rest = program.ops[i + 1 :]
             if isinstance(op, (ops.Linear, ops.Ffn)):
                 target = _added_to(op, self._rest)
@@ -142,7 +119,7 @@ class Lowering:
     # -- ops ---------------------------------------------------------------------------------------
 
     def _embed(self, op: ops.Embed) -> None:
-        packed = self._store[op.table]
+        packed = self._store.table(op.table) if op.index == "token" else self._store[op.table]
         out = self._write(op.out, packed.k)
         fields: dict[str, int | float] = {
             "FACTOR": float(op.scale), "WEIGHT": packed.address, "TILE_STRIDE": packed.stride,
@@ -184,10 +161,8 @@ class Lowering:
     ) -> None:  # fmt: skip
         """out = weight x + bias; or add_to += weight x + bias; or with a gate out = gate(out) * (...)."""
         packed, x = self._store[weight], self._space[x_name]
-        fields: dict[str, int | float] = {
-            "WEIGHT": packed.address, "TILE_STRIDE": packed.stride, "TILES": -(-packed.n // ROWS),
-            "BIAS": 0 if bias is None else self._vector(bias, packed.n, 0.0),
-        }  # fmt: skip
+        bias_at = 0 if bias is None else self._vector(bias, packed.n, 0.0)
+        fields: dict[str, int | float] = {"TILE_STRIDE": packed.stride}
         if not isinstance(packed.form, str):
             source = self._quantize(x, x_name, None if packed.form.asym else packed.zero_shift, rounding)
             act = ActLayout(packed.k)
@@ -210,11 +185,21 @@ class Lowering:
             slots = "LinearF"
         out = self._write(add_to or out_name, packed.n)
         accumulate = add_to is not None or gate is not None
-        fields |= {"OUT": out.address, "OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
-        cost = linear_cost(weight, packed.nbytes, packed.n * packed.k, planes)
+        fields |= {"OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
         kernel = linear_kernel(packed.form, planes, rounding is not None) + (f",gate={gate}" if gate else "")
-        self._emit(kernel, slots, reads=[source, out] if accumulate else [source], writes=[out], **fields)
-        self.result.instructions[-1].cost = cost
+        for part in packed.parts or [Part(0, packed.tiles, packed.address)]:
+            row = part.first * packed.rows
+            rows = min(part.tiles * packed.rows, packed.n - row)
+            where = {"WEIGHT": part.address, "TILES": -(-rows // ROWS), "OUT": out.address + 4 * row}
+            where["BIAS"] = bias_at and bias_at + 4 * row
+            if part.first == 0:
+                reads = [source, out] if accumulate else [source]
+                self._emit(kernel, slots, reads=reads, writes=[out], **where, **fields)
+            else:  # other rows than the part before, so nobody has to wait
+                self._add_instruction(kernel, slots, where | fields)
+            last = self.result.instructions[-1]
+            last.cost = linear_cost(weight, part.tiles * packed.stride, rows * packed.k, planes)
+            last.unit = part.unit
 
     def _ffn(self, op: ops.Ffn, add_to: str | None) -> None:
         if op.gate is not None:
@@ -274,6 +259,13 @@ class Lowering:
         self._linear(op.x, op.out, op.weight, op.bias)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _begin_group(self, live: Sequence[str]) -> None:
+        """From here on the rows may be others: nothing but the buffers `live` is taken over."""
+        self._emit_pending()
+        self._quantized.clear()
+        buffers = tuple(self._space[name] for name in live)
+        self.result.groups.append(Group(len(self.result.instructions), buffers))
 
     def _select(self, names: Sequence[str]) -> None:
         """From here on only the wanted rows count; `names` are the buffers that are still needed. A lone
@@ -384,5 +376,8 @@ class Lowering:
             last = self.result.instructions[-1]
             last.barrier_one |= one
             last.barrier_many |= many
+        self._add_instruction(kernel, slots, fields)
+
+    def _add_instruction(self, kernel: str, slots: str, fields: Mapping[str, int | float]) -> None:
         arguments = record(getattr(layout, slots), **fields)
         self.result.instructions.append(Instruction(kernel, arguments, Cost(kernel_label(kernel))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,21 +29,38 @@ _LARGEST_HALF = 0x7BFF  # the bits of 65504; above: infinities, NaN and negative
 _ROWS_AT_ONCE = 256
 
 
+class Part(NamedTuple):
+    """Neighbouring tiles of a matrix. unit: number of the read that brings them, where they come and go."""
+
+    first: int
+    tiles: int
+    address: int
+    unit: int | None = None
+
+
 @dataclass(frozen=True)
 class Packed:
-    """A packed weight of n rows and k inputs. form: a layout of codes, a float type's name, or VECTOR."""
+    """A packed weight of n rows and k inputs. form: a layout of codes, a float type's name, or VECTOR.
+
+    parts: where its tiles lie, if they are not all at `address`.
+    """
 
     address: int
     n: int
     k: int
     form: Form
     zero_shift: int = 0
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Of a tile."""
+        return ROWS if isinstance(self.form, str) else self.form.rows
 
     @property
     def tiles(self) -> int:
         """Pieces of memory: tiles, or what a Base3Layout has of five tiles."""
-        rows = ROWS if isinstance(self.form, str) else self.form.rows
-        return 1 if self.form == VECTOR else -(-self.n // rows)
+        return 1 if self.form == VECTOR else -(-self.n // self.rows)
 
     @property
     def stride(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.executors.native.batch import Piece
-from edgellm.executors.native.lower import Lowered
+from edgellm.executors.native.instructions import Lowered
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import Step
 from edgellm.kernels.memory import address, aligned

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.executors.base import Session
-from edgellm.executors.native.lower import kv_bytes_before
+from edgellm.executors.native.cost import kv_bytes_before
 from edgellm.kernels.kv_layout import CHUNK
 from edgellm.kernels.memory import address, reserve
 

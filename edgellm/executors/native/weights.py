@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -47,14 +48,15 @@ class WeightStore:
 
     def __init__(
         self, checkpoint: Checkpoint, matrices: Iterable[Weight], vectors: Iterable[Weight] = (), *,
-        base3: Collection[Weight] = (),
+        base3: Collection[Weight] = (), in_memory: bool = True,
     ):  # fmt: skip
-        """base3: those to pack in base 3 if they are ternary and their rows have a single scale."""
+        """base3: those to pack in base 3 if they are ternary and their rows have a single scale. in_memory:
+        the weights will be wanted here; else only the file is, see keep()."""
         self._checkpoint, self._base3 = checkpoint, frozenset(base3)
         self._unkept = why_not(checkpoint)
         plan, offsets, self.nbytes, self._file = self._choose(list(matrices), list(vectors))
         limit = memory_limit()
-        if limit is not None and self.nbytes > limit:
+        if in_memory and limit is not None and self.nbytes > limit:
             raise EdgeError(
                 f"{checkpoint.path}: its weights take {self.nbytes / 2**30:.1f} GiB in memory, which has "
                 f"{limit / 2**30:.1f} GiB; choose a smaller quantisation."
@@ -67,10 +69,15 @@ class WeightStore:
             weight: Packed(base + offset, packed.n, packed.k, packed.form, packed.zero_shift)
             for (weight, packed), offset in zip(plan.items(), offsets, strict=True)
         }
-        self._mapped = self._file is not None and self._file.map_over(self._arena)
+        self._mapped = in_memory and self._file is not None and self._file.map_over(self._arena)
+        self._kept = self._mapped or (self._file is not None and self._file.fits())
         self._filled = self._mapped
 
     def __getitem__(self, weight: Weight) -> Packed:
+        return self._packed[weight]
+
+    def table(self, weight: Weight) -> Packed:
+        """What an Embed of token ids looks up in."""
         return self._packed[weight]
 
     def vector(self, weight: Weight) -> np.ndarray:
@@ -89,7 +96,7 @@ class WeightStore:
     @property
     def kernels(self) -> list[str]:
         """Names of the kernels that pack() needs; none where there is nothing to pack."""
-        matrices = () if self._filled else self.forms
+        matrices = () if self._kept else self.forms
         tensors = self._checkpoint.tensors
         return sorted({pack_kernel(tensors[w.name], w, self._packed[w].form) for w in matrices})
 
@@ -111,11 +118,7 @@ class WeightStore:
             return
         if self._file:
             try:
-                with self._file.writing() as file:
-                    write_all(file, np.frombuffer(self._file.header, np.uint8), 0)
-                    self._fill(partial(write_all, file), kernels, threads, progress)
-                    map_over(self._arena, file, self._file.nbytes)
-                    self._mapped = True
+                self._write(kernels, threads, progress, mapped=True)
             except OSError as error:
                 self._unkept = (error.strerror or str(error)).lower()
                 _log.warning(
@@ -127,7 +130,52 @@ class WeightStore:
             self._fill(self._store, kernels, threads, progress)
         self._filled = True
 
+    def keep(
+        self, kernels: Mapping[str, int], threads: int, progress: Callable[[int, int], None] | None = None
+    ) -> Path:
+        """The file of packed weights, made if it is not there. Nothing of it stays in memory.
+
+        Raises EdgeError where no file can be kept.
+        """
+        if self._file is None:
+            raise EdgeError(
+                f"{self._checkpoint.path}: weights can only be read as needed from a file of packed "
+                f"ones, and none is kept ({self._unkept})."
+            )
+        if not self._kept:
+            try:
+                self._write(kernels, threads, progress, mapped=False)
+            except OSError as error:
+                raise EdgeError(
+                    f"{self._file.path}: the packed weights cannot be written ({error.strerror or error}); "
+                    "free some space or set EDGELLM_CACHE to another folder."
+                ) from None
+            self._kept = True
+        return self._file.path
+
+    @property
+    def layout(self) -> tuple[dict[Weight, Packed], dict[Weight, int]]:
+        """How every weight is packed, and where its tiles begin in the file."""
+        base = address(self._arena)
+        return self._packed, {weight: packed.address - base for weight, packed in self._packed.items()}
+
     # -- parts -------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        kernels: Mapping[str, int],
+        threads: int,
+        progress: Callable[[int, int], None] | None,
+        mapped: bool,
+    ) -> None:
+        """The file; mapped: then map it. Raises OSError."""
+        assert self._file is not None
+        with self._file.writing() as file:
+            write_all(file, np.frombuffer(self._file.header, np.uint8), 0)
+            self._fill(partial(write_all, file), kernels, threads, progress)
+            if mapped:
+                map_over(self._arena, file, self._file.nbytes)
+                self._mapped = True
 
     def _choose(
         self, matrices: Sequence[Weight], vectors: Sequence[Weight]

@@ -1,0 +1,83 @@
+"""What `edgellm bench --dram` tells besides speed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from edgellm.flash.counters import TokenLog
+    from edgellm.flash.device import DeviceModel
+    from edgellm.model import Model
+
+
+def flash_device() -> DeviceModel:
+    """The device that packed weights are read from, measured now if it was not before."""
+    from rich.progress import Progress
+
+    from edgellm.flash.probe import load, probe, save
+    from edgellm.hub.packs import packs_dir
+
+    folder = packs_dir()
+    known = load(folder)
+    if known is not None:
+        return known
+    folder.mkdir(parents=True, exist_ok=True)
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("measuring the flash, once")
+        model = probe(folder, advance=lambda done, total: bar.update(task, completed=done, total=total))
+    save(model, folder)
+    return model
+
+
+def residency_rows(plan: dict[str, Any]) -> list[tuple[str, int]]:
+    """What the memory of a plan goes to, in bytes."""
+    held = plan["residency"]
+    names = {
+        "process_bytes": "the process", "activations_bytes": "activations", "kv_bytes": "KV cache",
+        "pinned_bytes": "weights", "ring_bytes": "weights on their way",
+    }  # fmt: skip
+    return [(name, held[key]) for key, name in names.items()]
+
+
+def budget_report(loaded: Model, device: DeviceModel, log: TokenLog, stream: float) -> dict[str, Any]:
+    """ "io", "latency_ms", "predicted_tokens_per_second" and "plan" of the JSON object."""
+    from edgellm.executors.native.executor import NativeExecutor
+    from edgellm.flash.plan import Plan
+
+    store = cast(NativeExecutor, loaded.executor).streamed
+    assert store is not None
+    plan = Plan.of(store.budget, store.residency)
+    prediction = plan.predict(device, stream, loaded.threads)
+    held = store.residency
+    told = log.report(held.pinned_bytes + held.streamed_bytes) if log.seconds else {}
+    return {
+        **told,
+        "predicted_tokens_per_second": prediction.tokens_per_second,
+        "plan": plan.report(prediction),
+        "device": {"name": device.device, "date": device.date},
+    }
+
+
+def print_budget(found: dict[str, Any]) -> None:
+    """The same for a person."""
+    from edgellm.cli.output import size
+
+    plan, io, latency = found["plan"], found["io"], found["latency_ms"]
+    held = plan["residency"]
+    print(
+        f"  mode {plan['mode']}: {size(held['pinned_bytes'])} of weights in memory, "
+        f"{size(held['streamed_bytes'])} read for every token, in a ring of {size(held['ring_bytes'])}"
+    )
+    print(
+        f"  flash: {size(io['bytes_per_token'])} and {io['requests_per_token']:.0f} requests a token, "
+        f"hit rate {io['hit_rate']['mean']:.1%} (p99 {io['hit_rate']['p99']:.1%})"
+    )
+    print(
+        f"  latency: mean {latency['mean']:.1f} ms, p50 {latency['p50']:.1f}, p90 {latency['p90']:.1f}, p99 "
+        f"{latency['p99']:.1f}; waiting for flash {latency['io']:.1f}, memory {latency['memory']:.1f}, "
+        f"computing {latency['compute']:.1f}"
+    )
+    print(f"  predicted {found['predicted_tokens_per_second']:.2f} tokens/s")

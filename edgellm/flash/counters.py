@@ -1,0 +1,56 @@
+"""What came from flash, and what a token waited for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Bytes and requests that were read, seconds that computation waited for them and that it took itself."""
+
+    bytes: int
+    reads: int
+    wait_seconds: float
+    compute_seconds: float
+
+    def __sub__(self, before: Counters) -> Counters:
+        return Counters(
+            self.bytes - before.bytes, self.reads - before.reads,
+            self.wait_seconds - before.wait_seconds, self.compute_seconds - before.compute_seconds,
+        )  # fmt: skip
+
+
+@dataclass
+class TokenLog:
+    """One entry for each decoded token: its seconds, and what happened meanwhile."""
+
+    seconds: list[float]
+    counters: list[Counters]
+
+    def report(self, needed: int) -> dict[str, Any]:
+        """ "io" and "latency_ms" of `edgellm bench --dram`. needed: bytes of weights that a token needs; the
+        hit rate is the share of them that was in memory."""
+        latency = 1e3 * np.array(self.seconds)
+        missed = np.array([c.bytes for c in self.counters]) / needed
+        io = 1e3 * float(np.mean([c.wait_seconds for c in self.counters]))
+        compute = 1e3 * float(np.mean([c.compute_seconds for c in self.counters]))
+        mean = float(latency.mean())
+        return {
+            "io": {
+                "bytes_per_token": float(np.mean([c.bytes for c in self.counters])),
+                "requests_per_token": float(np.mean([c.reads for c in self.counters])),
+                "hit_rate": {
+                    "mean": float(1 - missed.mean()),
+                    "p99": float(1 - np.percentile(missed, 99)),
+                },
+            },
+            "latency_ms": {
+                "mean": mean,
+                **{f"p{p}": float(np.percentile(latency, p)) for p in (50, 90, 99)},
+                "io": io, "memory": mean - io - compute, "compute": compute,
+            },
+        }  # fmt: skip
