@@ -83,7 +83,13 @@ def test_the_card_compares_the_two_forms() -> None:
         "plan": {"steps": 10, "batch": 16, "window": 256}, "perplexity": 22.0, "active_gates": [0.1, 0.3],
         "seconds": 60.0, "train_tokens": 1_500_000, "held_out_tokens": 1000, "curve": [[10, 3.0, 22.0]],
     }  # fmt: skip
-    text = card({"ternary": facts, "float": {**facts, "perplexity": 20.0}}, 3_500_000, 1)
+    text = card(
+        {"ternary": facts, "float": {**facts, "perplexity": 20.0}},
+        3_500_000,
+        1,
+        "Once upon a time.\nThe end.",
+    )
     assert "is +10.0 % against the float one. Of its gates 20 %" in text
     assert "public domain in the US" in text
+    assert "> Once upon a time.\n> The end.\n" in text
     assert "| 10 | 3.000 | 22.00 | 3.000 | 22.00 |" in text

@@ -8,10 +8,11 @@ from typing import Any
 
 from edgellm.errors import EdgeError
 from tools.train import texts
-from tools.train.corpus import END
+from tools.train.corpus import END, REPEATS
 from tools.train.shape import Shape
 
 GGUF_NAME = "tiny.gguf"
+PROMPT = "Once upon a time"
 
 
 def export(folder: Path, seed: int) -> Path:
@@ -23,7 +24,7 @@ def export(folder: Path, seed: int) -> Path:
     out = folder / GGUF_NAME
     _convert(hf, out)
     forms = {name: _facts(folder / f"{name}.json") for name in ("ternary", "float")}
-    (folder / "tiny.md").write_text(card(forms, out.stat().st_size, seed), encoding="utf-8")
+    (folder / "tiny.md").write_text(card(forms, out.stat().st_size, seed, _sample(out)), encoding="utf-8")
     return out
 
 
@@ -59,8 +60,15 @@ def _facts(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def card(forms: dict[str, dict[str, Any]], nbytes: int, seed: int) -> str:
-    """The model card. forms: what training kept of "ternary" and of "float"."""
+def _sample(model: Path) -> str:
+    import edgellm
+
+    with edgellm.load(model) as loaded:
+        return PROMPT + loaded.generate(PROMPT, max_tokens=200, temperature=0.7, seed=3).text
+
+
+def card(forms: dict[str, dict[str, Any]], nbytes: int, seed: int, sample: str) -> str:
+    """The model card. forms: what training kept of "ternary" and of "float"; sample: what the model wrote."""
     ternary, plain = forms["ternary"], forms["float"]
     plan = ternary["plan"]
     worse = 100 * (ternary["perplexity"] / plain["perplexity"] - 1)
@@ -83,8 +91,12 @@ def card(forms: dict[str, dict[str, Any]], nbytes: int, seed: int) -> str:
         "",
         f"The ternary form is {worse:+.1f} % against the float one. Of its gates {active:.0f} % are above "
         f"zero. Both saw {passed / 1e6:.1f} million tokens of a corpus of "
-        f"{ternary['train_tokens'] / 1e6:.2f} million in the same order, seed {seed}; "
-        f"{ternary['held_out_tokens']} tokens were held out.",
+        f"{ternary['train_tokens'] / 1e6:.2f} million, which has every story {REPEATS} times, in the same order, "
+        f"seed {seed}; {ternary['held_out_tokens']} tokens were held out.",
+        "",
+        f'With a temperature of 0.7 and seed 3 it goes on from "{PROMPT}":',
+        "",
+        *(f"> {line}" for line in sample.split("\n")),
         "",
         "## Made of",
         "",
@@ -100,6 +112,8 @@ def card(forms: dict[str, dict[str, Any]], nbytes: int, seed: int) -> str:
         f"    python -m tools.train FOLDER --steps {plan['steps']} --seed {seed}",
         "",
         "## Loss",
+        "",
+        "The perplexities of the curve are of the first 64 held-out windows, those above of all.",
         "",
         "| step | ternary: loss | held-out perplexity | float: loss | held-out perplexity |",
         "|---|---|---|---|---|",
