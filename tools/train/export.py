@@ -91,8 +91,8 @@ def card(forms: dict[str, dict[str, Any]], nbytes: int, seed: int, sample: str) 
         "",
         f"The ternary form is {worse:+.1f} % against the float one. Of its gates {active:.0f} % are above "
         f"zero. Both saw {passed / 1e6:.1f} million tokens of a corpus of "
-        f"{ternary['train_tokens'] / 1e6:.2f} million, which has every story {REPEATS} times, in the same order, "
-        f"seed {seed}; {ternary['held_out_tokens']} tokens were held out.",
+        f"{ternary['train_tokens'] / 1e6:.2f} million, which has every story {REPEATS} times, in the same "
+        f"order, seed {seed}; {ternary['held_out_tokens']} tokens were held out.",
         "",
         f'With a temperature of 0.7 and seed 3 it goes on from "{PROMPT}":',
         "",
