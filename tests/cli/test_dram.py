@@ -23,14 +23,14 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plan_says_where_the_memory_goes(device, shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(shipped), "--dram", "1GiB", "--ctx", "256", "--json"]) == 0
+    assert main(["plan", str(shipped), "--dram", "64GiB", "--ctx", "256", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["mode"] == "resident"
-    assert found["dram_bytes"] == 1 << 30
+    assert found["dram_bytes"] == 64 << 30
     assert 3e6 < found["residency"]["pinned_bytes"] < 4e6
     assert found["residency"]["streamed_bytes"] == 0
     assert found["predicted_tokens_per_second"] > 0
-    assert main(["plan", str(shipped), "--dram", "1GiB", "--ctx", "256"]) == 0
+    assert main(["plan", str(shipped), "--dram", "64GiB", "--ctx", "256"]) == 0
     assert "resident" in capsys.readouterr().out
 
 
@@ -38,7 +38,7 @@ def test_a_bench_within_a_budget_tells_the_flash(device, shipped: Path, capsys, 
     plan = budgeted.plan_residency
     half = lambda matrices, budget: plan(matrices, sum(m.nbytes for m in matrices) * 7 // 10)  # noqa: E731
     monkeypatch.setattr(budgeted, "plan_residency", half)
-    arguments = ["bench", str(shipped), "-p", "8", "-n", "6", "-r", "2", "--dram", "1GiB", "--threads", "1"]
+    arguments = ["bench", str(shipped), "-p", "8", "-n", "6", "-r", "2", "--dram", "64GiB", "--threads", "1"]
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     streamed = found["plan"]["residency"]["streamed_bytes"]
