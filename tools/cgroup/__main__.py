@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 
 from edgellm.cli.sizes import parse_size
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("a command is missing")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the group is removed then, too
     try:
         limit = parse_size(options.memory)
         if options.drop_caches:
