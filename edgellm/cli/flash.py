@@ -63,7 +63,7 @@ def probe(
     from edgellm.cli.output import note, print_json
     from edgellm.flash.probe import load_or_probe, model_path
 
-    with _steps(f"reading {path}") as advance:
+    with steps(f"reading {path}") as advance:
         model = load_or_probe(path, again=again, advance=advance)
     kept = model_path(path)
     draw(model, svg)
@@ -75,7 +75,7 @@ def probe(
 
 
 @contextmanager
-def _steps(label: str) -> Iterator[Advance]:
+def steps(label: str) -> Iterator[Advance]:
     """A progress bar on standard error, if that is a terminal; it appears with the first step."""
     from edgellm.hub.progress import is_terminal
 

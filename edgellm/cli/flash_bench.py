@@ -12,24 +12,14 @@ if TYPE_CHECKING:
 
 def flash_device() -> DeviceModel:
     """The device that packed weights are read from, measured now if it was not before."""
-    from rich.progress import Progress
-
-    from edgellm.flash.probe import load, probe, save
+    from edgellm.cli.flash import steps
+    from edgellm.flash.probe import load_or_probe
     from edgellm.hub.packs import packs_dir
 
     folder = packs_dir()
-    known = load(folder)
-    if known is not None:
-        return known
     folder.mkdir(parents=True, exist_ok=True)
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("measuring the flash, once")
-        model = probe(folder, advance=lambda done, total: bar.update(task, completed=done, total=total))
-    save(model, folder)
-    return model
+    with steps("measuring the flash, once") as advance:
+        return load_or_probe(folder, advance=advance)
 
 
 def residency_rows(plan: dict[str, Any]) -> list[tuple[str, int]]:
@@ -49,7 +39,7 @@ def budget_report(loaded: Model, device: DeviceModel, log: TokenLog, stream: flo
 
     store = cast(NativeExecutor, loaded.executor).streamed
     assert store is not None
-    plan = Plan.of(store.budget, store.residency)
+    plan = Plan(store.budget, store.residency)
     prediction = plan.predict(device, stream, loaded.threads)
     held = store.residency
     told = log.report(held.pinned_bytes + held.streamed_bytes) if log.seconds else {}

@@ -39,7 +39,6 @@ def list_models(as_json: Json = False) -> None:
 def _models() -> list[dict[str, Any]]:
     from edgellm.hub.catalogue import catalogue
     from edgellm.hub.registry import bytes_on_disk, model_names, read_record
-    from edgellm.hub.sources import ShippedSource, parse_source
 
     models: list[dict[str, Any]] = []
     names = model_names()
@@ -60,8 +59,7 @@ def _models() -> list[dict[str, Any]]:
         )
     for entry in catalogue().values():
         if entry.name not in names:
-            source = parse_source(entry.source)
-            path = source.path if isinstance(source, ShippedSource) else None
+            path = entry.shipped
             models.append(
                 {
                     "name": entry.name,

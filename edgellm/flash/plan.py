@@ -28,15 +28,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Plan:
-    """mode: "resident" or "stream". The rest in bytes; streamed: read for every token."""
+    """What the memory of a process goes to."""
 
-    mode: str
     budget: Budget
     residency: Residency
 
-    @staticmethod
-    def of(budget: Budget, residency: Residency) -> Plan:
-        return Plan("stream" if residency.streamed_bytes else "resident", budget, residency)
+    @property
+    def mode(self) -> str:
+        """ "resident", or "stream" where weights are read for every token."""
+        return "stream" if self.residency.streamed_bytes else "resident"
 
     def predict(self, device: DeviceModel, stream_bandwidth: float, threads: int) -> Prediction:
         """From the measured device, and the bytes per second that `threads` threads read from memory."""

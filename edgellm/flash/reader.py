@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from edgellm.errors import EdgeError
 from edgellm.flash.files import UNTOLD_ALIGNMENT, identity, open_to_read
@@ -99,17 +100,15 @@ class Reader:
         """Who reads and how, in words, with the reason where it is not the fastest way."""
         return f"{self._how}, {self._buffered or 'past the page cache (O_DIRECT)'}"
 
-    def start(self, offsets: np.ndarray, lengths: np.ndarray, addresses: np.ndarray) -> Ticket:
-        """Begin to read `lengths` bytes at `offsets` of the file to `addresses`; integers, (n,) each.
+    def start(self, offsets: ArrayLike, lengths: ArrayLike, addresses: ArrayLike) -> Ticket:
+        """Begin to read `lengths` bytes at `offsets` of the file to `addresses`; integers, (n,) each, or one.
 
         The last request of a file may go on to the next multiple of 4096; the memory for what lies beyond the
         file stays as it is. Raises EdgeError if one is not aligned or not in the file; then none is read.
         """
-        offsets, lengths, addresses = (
-            np.array(a, np.int64).reshape(-1) for a in (offsets, lengths, addresses)
-        )
-        self._check(offsets, lengths, addresses)
-        ticket = Ticket(offsets, lengths, addresses, self._longest, self.size)
+        spans = [np.array(a, np.int64).reshape(-1) for a in (offsets, lengths, addresses)]
+        self._check(*spans)
+        ticket = Ticket(spans[0], spans[1], spans[2], self._longest, self.size)
         if ticket.left:
             self._count += 1
             self._tickets[self._count] = ticket
@@ -168,7 +167,7 @@ class Reader:
     def _unreported(self) -> int:
         return sum(len(piece) for pieces in self._fresh.values() for piece in pieces)
 
-    def read(self, offsets: np.ndarray, lengths: np.ndarray, addresses: np.ndarray) -> None:
+    def read(self, offsets: ArrayLike, lengths: ArrayLike, addresses: ArrayLike) -> None:
         """start() and wait()."""
         self.wait(self.start(offsets, lengths, addresses))
 

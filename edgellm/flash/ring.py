@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgellm.errors import EdgeError
 from edgellm.flash.reader import Reader
 from edgellm.flash.ticket import Ticket
@@ -42,7 +40,7 @@ class Ring:
         slot_bytes = align(slot_bytes, step)
         self.memory = reserve(slots * slot_bytes + step, huge_pages=True, what="weights on their way")
         base = align(address(self.memory), step)
-        self._reads: list[tuple[np.ndarray, ...]] = []  # offset, length and address, as a Reader takes them
+        self._reads: list[tuple[int, int, int]] = []  # offset, length, address
         self.addresses: list[int] = []
         for u, (offset, nbytes) in enumerate(units):
             start = offset // step * step
@@ -50,10 +48,10 @@ class Ring:
             if length > slot_bytes:
                 raise ValueError(f"unit {u} takes {length} bytes of a slot of {slot_bytes}")
             slot = base + u % slots * slot_bytes
-            self._reads.append(tuple(np.array([value], np.uint64) for value in (start, length, slot)))
+            self._reads.append((start, length, slot))
             self.addresses.append(slot + offset - start)
         self._begun = self._waited = self._released = 0  # units so far, all rounds counted
-        self._busy: dict[int, int] = {}  # slot -> number of the unit in it
+        self._busy: set[int] = set()  # slots
         self._tickets: deque[Ticket] = deque()
         self.stats = RingStats()
 
@@ -66,10 +64,10 @@ class Ring:
             if slot in self._busy:
                 return
             offset, length, to = self._reads[unit]
-            self._busy[slot] = self._begun
+            self._busy.add(slot)
             self._tickets.append(self._reader.start(offset, length, to))
             self._begun += 1
-            self.stats.bytes += int(length[0])
+            self.stats.bytes += length
             self.stats.reads += 1
 
     def wait(self) -> None:
@@ -86,7 +84,7 @@ class Ring:
 
     def release(self) -> None:
         """The oldest unit that was waited for is not needed any more."""
-        del self._busy[self._released % len(self._reads) % self.slots]
+        self._busy.remove(self._released % len(self._reads) % self.slots)
         self._released += 1
         self.fill()
 

@@ -59,7 +59,7 @@ class RowTiles:
         base = align(address(self._landing), step)
         landing = base - address(self._landing)
         places = [base + i * self._read_bytes for i in range(len(tiles))]
-        self._reader.read(*(np.array(column, np.uint64) for column in (offsets, lengths, places)))
+        self._reader.read(offsets, lengths, places)
         self.bytes_read += sum(lengths)
         self.reads += len(lengths)
         for i, (tile, start, offset) in enumerate(zip(tiles, starts, offsets, strict=True)):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from edgellm.hub.sources import ShippedSource, parse_source
+
 DEFAULT_MODEL = "smollm2"
 
 
@@ -21,6 +23,12 @@ class Entry:
     size: int
     licence: str
     description: str
+
+    @property
+    def shipped(self) -> Path | None:
+        """Where the file lies, if it comes with edgellm."""
+        source = parse_source(self.source)
+        return source.path if isinstance(source, ShippedSource) else None
 
 
 @cache

@@ -15,7 +15,7 @@ from edgellm.hub.catalogue import catalogue
 from edgellm.hub.packs import remove_packs_of
 from edgellm.hub.paths import models_dir
 from edgellm.hub.progress import note
-from edgellm.hub.sources import MODEL_NAME, ShippedSource, check_model_name, parse_source
+from edgellm.hub.sources import MODEL_NAME, check_model_name
 from edgellm.hub.store import disk_errors, fsync_folder
 
 _RECORD = "record.json"
@@ -146,7 +146,7 @@ def remove(name_or_path: str) -> tuple[str, int]:
     folder = model_folder(name)
     if folder.is_symlink() or not folder.is_dir():
         entry = catalogue().get(name)
-        if entry is not None and isinstance(parse_source(entry.source), ShippedSource):
+        if entry is not None and entry.shipped:
             raise EdgeError(f"{name} is a part of edgellm itself; there is nothing to remove.")
         known = ", ".join(model_names()) or "none"
         raise EdgeError(f"{name_or_path} is not a pulled model (pulled: {known}).")

@@ -68,8 +68,9 @@ class Batch:
         self._tail = record(State, **tables)
         self._state = record(State, TAIL=address(self._tail), **tables)
 
-    def fill(self, pieces: Sequence[Piece], all_logits: bool) -> tuple[int, int]:
-        """Describe a step. Logits are wanted of each sequence's last token, or of all.
+    def fill(self, pieces: Sequence[Piece], all_logits: bool, look_up: bool = True) -> tuple[int, int]:
+        """Describe a step. Logits are wanted of each sequence's last token, or of all. look_up: embeddings
+        will be looked up.
 
         Returns the address of the State and the number of rows of logits.
         """
@@ -87,7 +88,7 @@ class Batch:
             new = count if all_logits else int(piece.last)
             self._wanted[wanted : wanted + new] = np.arange(first - new, first)
             wanted += new
-        if self._translate is not None:
+        if self._translate is not None and look_up:
             self._ids[:first] = self._translate(self._ids[:first])
         self._state[State.TOKENS], self._state[State.SEQUENCES] = first, len(pieces)
         self._tail[State.TOKENS] = wanted

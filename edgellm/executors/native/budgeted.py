@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.cost import kv_bytes_before
-from edgellm.executors.native.lower import Lowering
 from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
     counted_bytes,
-    in_base3,
-    weights_of,
-    workspace_rows,
+    prepare,
 )
 from edgellm.executors.native.streamed import StreamedStore, Uses, matrices, uses
 from edgellm.executors.native.weights import WeightStore
@@ -65,17 +61,15 @@ def plan_model(
 ) -> Plan:
     """What NativeExecutor would do with the same arguments; loads its kernels, but no weights."""
     target = host_target()
-    matrices, vectors = weights_of(program)
-    base3 = in_base3(program, checkpoint, matrices, target)
-    packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=False)
-    workspace = Workspace(workspace_rows(threads))
-    lowered = Lowering(program, packed, workspace, ACTIVATION_PLANES, kv).result
+    packed, workspace, lowered = prepare(
+        program, checkpoint, threads, target, ACTIVATION_PLANES, kv, in_memory=False
+    )
     kernels = [i.kernel for i in lowered.instructions]
     compile_apart(kernels, target)
     load_kernels(kernels, target)
     needs = Needs(context, counted_bytes(workspace), CHUNK, kv)
     budget, residency, _ = spend(program, checkpoint, packed, dram, needs)
-    return Plan.of(budget, residency)
+    return Plan(budget, residency)
 
 
 def streamed_store(

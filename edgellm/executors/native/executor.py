@@ -13,18 +13,15 @@ from edgellm.errors import EdgeError
 from edgellm.executors.base import Executor, Session
 from edgellm.executors.native.batch import AttentionMemory, Batch, Piece, steps
 from edgellm.executors.native.budgeted import Needs, streamed_store
-from edgellm.executors.native.buffers import Buffer, Workspace
+from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.describe import describe_form, input_roundings
-from edgellm.executors.native.instructions import Group
 from edgellm.executors.native.lower import Lowering
 from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
     LOGITS_AT_ONCE,
     counted_bytes,
-    in_base3,
-    weights_of,
-    workspace_rows,
+    prepare,
 )
 from edgellm.executors.native.profile import OpTime, Profiler
 from edgellm.executors.native.segments import Segments
@@ -83,18 +80,15 @@ class NativeExecutor(Executor):
             raise EdgeError(f"There is no KV cache of kind {kv!r}; choose one of: {', '.join(KINDS)}.")
         self.program, self.threads, self.kv = program, threads, kv
         self.target = target or host_target()
-        matrices, vectors = weights_of(program)
-        base3 = in_base3(program, checkpoint, matrices, self.target)
-        packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=dram is None)
+        prepared = prepare(program, checkpoint, threads, self.target, activation_planes, kv, dram is None)
+        packed, self._workspace, self._lowered = prepared
         self._store: WeightStore | StreamedStore = packed
-        self._workspace = self._new_workspace()
         self._planes = activation_planes
         self.lock = threading.Lock()  # sessions share the activations' memory
 
         def report(stage: str) -> Callable[[int, int], None] | None:
             return partial(progress, stage) if progress else None
 
-        self._lowered = Lowering(program, self._store, self._workspace, activation_planes, kv).result
         names = [i.kernel for i in self._lowered.instructions]
         wanted = [*names, "step", *team.KERNELS, *packed.kernels]
         if dram is not None:
@@ -106,7 +100,7 @@ class NativeExecutor(Executor):
             file = packed.keep(kernels, threads, report("packing"))
             needs = Needs(context or program.context_length, counted_bytes(self._workspace), CHUNK, kv)
             self._store = streamed_store(program, checkpoint, packed, file, dram, needs)
-            self._workspace = self._new_workspace()
+            self._workspace = Workspace(self._workspace.rows)
             self._lowered = Lowering(program, self._store, self._workspace, activation_planes, kv).result
             self._store.load()
         self._team = Team(threads, self.target)
@@ -208,77 +202,59 @@ class NativeExecutor(Executor):
         budgeted = isinstance(self._store, StreamedStore)
         todo = list(steps(work, LOGITS_AT_ONCE if all_logits and budgeted else CHUNK))
         with self.lock:
-            if self._segments is not None:
-                results = self._run_streamed(todo, all_logits)
-            else:
-                results = [self._run_step(pieces, all_logits) for pieces in todo]
+            try:
+                if len(todo) > 1 and self._segments is not None and self._segments.shared:
+                    results = self._run_by_group(todo, all_logits, self._segments)
+                else:
+                    results = [self._run_step(pieces, all_logits) for pieces in todo]
+            except BaseException:
+                if self._segments is not None:
+                    self._segments.restart()  # whatever was read and not used
+                raise
         return results[0] if len(results) == 1 else np.concatenate(results)
 
     # -- parts -------------------------------------------------------------------------------------
 
     def _run_step(self, pieces: list[Piece], all_logits: bool) -> np.ndarray:
         state, rows = self._fill(pieces, all_logits)
-        if self._profiler is None:
-            self._team.run(self._step_kernel, address(self._step), state)
-        else:
+        if self._segments is not None:
+            self._segments.run(state)
+        elif self._profiler is not None:
             self._profiler.run(self._team, state, pieces, rows)
+        else:
+            self._team.run(self._step_kernel, address(self._step), state)
         return self._logits(rows)
 
-    def _run_streamed(self, todo: list[list[Piece]], all_logits: bool) -> list[np.ndarray]:
-        """Several steps share the reads of each group of instructions, if the ring can hold a group."""
-        assert self._segments is not None
-        try:
-            if len(todo) > 1 and self._segments.shared:
-                return self._run_by_group(todo, all_logits)
-            results = []
-            for pieces in todo:
-                state, rows = self._fill(pieces, all_logits)
-                self._segments.run(state)
-                results.append(self._logits(rows))
-            return results
-        except BaseException:
-            self._segments.restart()  # whatever was read and not used
-            raise
-
-    def _run_by_group(self, todo: list[list[Piece]], all_logits: bool) -> list[np.ndarray]:
-        assert self._segments is not None
+    def _run_by_group(
+        self, todo: list[list[Piece]], all_logits: bool, segments: Segments
+    ) -> list[np.ndarray]:
+        """Several steps that share the reads of each group of instructions."""
         held: list[list[np.ndarray]] = [[] for _ in todo]  # of each step, what its last group leaves
-        results: list[np.ndarray] = [np.empty(0)] * len(todo)
-        groups = self._lowered.groups
-        ends = [*(group.first for group in groups[1:]), len(self._lowered.instructions)]
-        for number, (group, end) in enumerate(zip(groups, ends, strict=True)):
-            following = groups[number + 1].live if number + 1 < len(groups) else ()
-
-            def passes(
-                run: Callable[[int], None], group: Group = group, end: int = end,
-                following: tuple[Buffer, ...] = following,
-            ) -> None:  # fmt: skip
+        groups, tail, results = self._lowered.groups, self._lowered.tail, []
+        following = [*(group.live for group in groups[1:]), ()]
+        for number, (group, end) in enumerate(zip(groups, self._lowered.ends, strict=True)):
+            with segments.held(number) as run:
                 for i, pieces in enumerate(todo):
-                    state, wanted = self._fill(pieces, all_logits)
-                    if wanted == 0 and group.first >= self._lowered.tail:
+                    state, wanted = self._fill(pieces, all_logits, look_up=number == 0)
+                    if wanted == 0 and group.first >= tail:
                         continue
                     for buffer, rows in zip(group.live, held[i], strict=True):
                         self._workspace.array(buffer, len(rows))[:] = rows
                     run(state)
-                    count = wanted if end > self._lowered.tail else sum(len(piece.ids) for piece in pieces)
-                    held[i] = [self._workspace.array(buffer, count).copy() for buffer in following]
-                    if not following:
-                        results[i] = self._logits(wanted)
+                    count = wanted if end > tail else sum(len(piece.ids) for piece in pieces)
+                    held[i] = [self._workspace.array(buffer, count).copy() for buffer in following[number]]
+                    if number + 1 == len(groups):
+                        results.append(self._logits(wanted))
+        return results
 
-            self._segments.run_group(number, passes)
-        return [logits for logits in results if logits.ndim == 2]
-
-    def _fill(self, pieces: list[Piece], all_logits: bool) -> tuple[int, int]:
-        """The address of the State of a step, and its rows of logits."""
-        found = self._batch.fill(pieces, all_logits)
+    def _fill(self, pieces: list[Piece], all_logits: bool, look_up: bool = True) -> tuple[int, int]:
+        """The address of the State of a step, and its rows of logits. look_up: as of Batch.fill."""
+        found = self._batch.fill(pieces, all_logits, look_up)
         self._fill_rope(max(piece.position + len(piece.ids) for piece in pieces) - 1)
         return found
 
     def _logits(self, rows: int) -> np.ndarray:
         return self._workspace.array(self._workspace["logits"], rows).copy()
-
-    def _new_workspace(self) -> Workspace:
-        return Workspace(workspace_rows(self.threads))
 
     def _forward_batch(self, sessions: Sequence[Session], ids: Sequence[np.ndarray]) -> np.ndarray:
         own = cast("Sequence[NativeSession]", sessions)

@@ -42,3 +42,8 @@ class Lowered:
     constants: list[np.ndarray] = field(default_factory=list)
     tail: int = 0  # number of the first instruction that runs for the rows that logits are wanted of
     groups: list[Group] = field(default_factory=list)
+
+    @property
+    def ends(self) -> list[int]:
+        """The number of the instruction behind each group."""
+        return [*(group.first for group in self.groups[1:]), len(self.instructions)]

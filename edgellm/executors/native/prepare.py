@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from edgellm.executors.native import choice
 from edgellm.executors.native.buffers import Workspace
+from edgellm.executors.native.instructions import Lowered
+from edgellm.executors.native.lower import Lowering
 from edgellm.executors.native.packing import TERNARY, matrix_shape
+from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.layout import GROUP, align
 from edgellm.kernels.simd.level import Target
@@ -18,9 +21,17 @@ LOGITS_AT_ONCE = 16  # rows of them, where memory is counted
 ACTIVATION_PLANES = 2  # docs/decisions/0002
 
 
-def workspace_rows(threads: int) -> int:
-    """Rows of activations."""
-    return max(align(CHUNK, GROUP) + GROUP, threads)
+def prepare(
+    program: Program, checkpoint: Checkpoint, threads: int, target: Target, planes: int, kv: str,
+    in_memory: bool,
+) -> tuple[WeightStore, Workspace, Lowered]:  # fmt: skip
+    """The layout of all weights, rows of activations, and the Program lowered to them; nothing is packed.
+    planes, kv: as NativeExecutor takes them; in_memory: as WeightStore does."""
+    matrices, vectors = weights_of(program)
+    base3 = in_base3(program, checkpoint, matrices, target)
+    packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=in_memory)
+    workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
+    return packed, workspace, Lowering(program, packed, workspace, planes, kv).result
 
 
 def counted_bytes(workspace: Workspace) -> int:
@@ -34,11 +45,9 @@ def weights_of(program: Program) -> tuple[list[ops.Weight], list[ops.Weight]]:
     matrices: list[ops.Weight] = []
     vectors: list[ops.Weight] = []
     for op in program.ops:
+        found = access.matrices(op)
         for name, weight in access.weights(op).items():
-            matrix = name in ("table", "gate", "up", "down") or (
-                name == "weight" and isinstance(op, (ops.Linear, ops.Logits))
-            )
-            (matrices if matrix else vectors).append(weight)
+            (matrices if name in found else vectors).append(weight)
     return list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
 
 

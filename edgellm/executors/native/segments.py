@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,22 +31,16 @@ class Segments:
     def __init__(self, lowered: Lowered, table: np.ndarray, ring: Ring, team: Team, kernel: int):
         self._ring, self._team, self._kernel = ring, team, kernel
         self.compute_seconds = 0.0
-        count = len(lowered.instructions)
         units = [i.unit for i in lowered.instructions if i.unit is not None]
         if units != list(range(len(units))):
             raise ValueError("the weights are not read in the order in which they are used")
-        starts = [group.first for group in lowered.groups]
         self.groups: list[list[Segment]] = []
-        for start, end in zip(starts, [*starts[1:], count], strict=True):
-            cuts = [
-                start,
-                *(i for i in range(start + 1, end) if lowered.instructions[i].unit is not None),
-                end,
-            ]
+        for group, end in zip(lowered.groups, lowered.ends, strict=True):
+            waits = (i for i in range(group.first + 1, end) if lowered.instructions[i].unit is not None)
+            cuts = [group.first, *waits, end]
             self.groups.append(
                 [self._segment(lowered, table, first, behind) for first, behind in pairwise(cuts)]
             )
-
         most = max(sum(segment.needs_unit for segment in group) for group in self.groups)
         self.shared = most <= ring.slots  # whether the ring holds a group
 
@@ -76,9 +71,9 @@ class Segments:
         self._team.run(self._kernel, address(segment.step), state)
         self.compute_seconds += time.perf_counter() - begin
 
-    def run_group(self, number: int, passes: Callable[[Callable[[int], None]], None]) -> None:
-        """One group of several steps, with a single read of its weights. passes(run) calls run(state) for
-        every step."""
+    @contextmanager
+    def held(self, number: int) -> Iterator[Callable[[int], None]]:
+        """One group of several steps, with a single read of its weights: yields run(state)."""
         group = self.groups[number]
         units = sum(segment.needs_unit for segment in group)
         for _ in range(units):
@@ -88,6 +83,6 @@ class Segments:
             for segment in group:
                 self._compute(segment, state)
 
-        passes(run)
+        yield run
         for _ in range(units):
             self._ring.release()

@@ -44,13 +44,10 @@ def uses(program: Program) -> Uses:
         if isinstance(op, ops.Embed) and op.index == "token":
             table = op.table
             continue
-        weights = access.weights(op)
-        order = ("gate", "up", "down") if isinstance(op, ops.Ffn) else tuple(weights)
-        for name, weight in ((name, weights[name]) for name in order if name in weights):
-            linear = name == "weight" and isinstance(op, (ops.Linear, ops.Logits))
-            if linear or name in ("gate", "up", "down", "table"):
-                found.setdefault(weight, group)
-                pinned |= {weight} if name == "table" else set()
+        for name, weight in access.matrices(op).items():
+            found.setdefault(weight, group)
+            if name == "table":
+                pinned.add(weight)
     return Uses(tuple(found), tuple(found.values()), table, frozenset(pinned))
 
 
@@ -123,7 +120,7 @@ class StreamedStore:
     def _add_table(self, table: ops.Weight, offset: int, tiles_at_once: int) -> None:
         """Let the embedding be looked up: in memory if it is there, else in the tiles that are read."""
         held = self._packed.get(table)
-        if held is not None and all(part.unit is None for part in held.parts) and len(held.parts) == 1:
+        if held is not None and len(held.parts) == 1 and held.parts[0].unit is None:
             self._table = held
             return
         layout = self._layouts[table]
@@ -169,8 +166,7 @@ class StreamedStore:
         """Read what is pinned, and begin with the ring. Raises EdgeError where it cannot be read."""
         waiting: list = []
         for offset, nbytes, to in self._loads:
-            columns = (np.array([value], np.uint64) for value in (offset, nbytes, self._base + to))
-            waiting.append(self.reader.start(*columns))
+            waiting.append(self.reader.start(offset, nbytes, self._base + to))
             if len(waiting) > 1:
                 self.reader.wait(waiting.pop(0))
         for ticket in waiting:
