@@ -138,14 +138,11 @@ class SlotLayout:
 
 
 def checksums(sections: np.ndarray) -> np.ndarray:
-    """uint64 (n,) of uint8 (n, bytes), bytes a multiple of 8. Of the little-endian words w: the sum of w,
-    exclusive-or the sum of (i + 1) w turned by 32 bits, both modulo 2^64. A changed word always shows."""
+    """uint64 (n,) of uint8 (n, bytes), bytes a multiple of 8: of the little-endian words w the sum of
+    (2 i + 1) w_i modulo 2^64. The factors are odd, so one changed word always shows."""
     words = np.ascontiguousarray(sections).view("<u8").astype(np.uint64, copy=False)
-    plain = words.sum(axis=1, dtype=np.uint64)
-    places = np.arange(1, words.shape[1] + 1, dtype=np.uint64)
-    placed = (words * places).sum(axis=1, dtype=np.uint64)
-    turned = (placed << np.uint64(32)) | (placed >> np.uint64(32))
-    return np.asarray(plain ^ turned)
+    factors = np.arange(1, 2 * words.shape[1], 2, dtype=np.uint64)
+    return np.asarray((words * factors).sum(axis=1, dtype=np.uint64))
 
 
 def pack_trits(codes: np.ndarray) -> np.ndarray:
