@@ -37,6 +37,7 @@ def _pointer_to(element: types.Type) -> Any:
 # address -> pointer that Numba indexes without bounds checks or reference counts
 f32_at = _pointer_to(types.float32)
 u8_at = _pointer_to(types.uint8)
+i8_at = _pointer_to(types.int8)
 u16_at = _pointer_to(types.uint16)
 u32_at = _pointer_to(types.uint32)
 i64_at = _pointer_to(types.int64)

@@ -1,0 +1,162 @@
+"""neuron_rows and neuron_columns against NumPy, in every codec, on every level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgellm.formats.slots import decode, pack_trits, vector_bytes
+from edgellm.kernels.layout import ActLayout, NeuronColumns, NeuronRows, record
+from edgellm.kernels.memory import address, aligned
+from edgellm.kernels.neuron_codes import UNIT
+from tests.kernels.conftest import RunKernel
+
+NEURONS, HIDDEN, TOKENS = 37, 2240, 3
+CODECS = ("q4_0", "q8_0", "t2")
+
+
+def vectors(rng: np.random.Generator, codec: str, role: str, n: int) -> np.ndarray:
+    """n random vectors of HIDDEN weights, uint8 (n, bytes)."""
+    if codec == "t2":
+        data = pack_trits(rng.integers(0, 3, (n, HIDDEN)).astype(np.uint8))
+        if role == "down":
+            return data
+        scales = rng.uniform(0.01, 0.1, (n, 1)).astype("<f4").view(np.uint8)
+        return np.concatenate([data, scales], axis=1)
+    from gguf import GGMLQuantizationType, quants
+
+    values = rng.standard_normal((n, HIDDEN)).astype(np.float32)
+    return quants.quantize(values, GGMLQuantizationType[codec.upper()])
+
+
+def listed(memory: np.ndarray, neurons: np.ndarray) -> np.ndarray:
+    """The list of these neurons, each in its row of `memory`."""
+    pairs = [[int(n), address(memory) + int(n) * memory.shape[1]] for n in neurons]
+    return np.array([len(neurons), *(x for pair in pairs for x in pair)], np.int64)
+
+
+def rounded_rows(rng: np.random.Generator, k: int) -> tuple[np.ndarray, np.ndarray, ActLayout]:
+    """(rows of an ActLayout, their values, the layout)."""
+    act = ActLayout(k)
+    rows = aligned(TOKENS * act.stride, np.uint8).reshape(TOKENS, -1)
+    codes = rng.integers(-127, 128, (TOKENS, k)).astype(np.int8)
+    scales = rng.uniform(0.01, 1, TOKENS).astype(np.float32)
+    rows[:, :k] = codes.view(np.uint8)
+    rows[:, act.scale : act.scale + 4] = scales[:, None].view(np.uint8)
+    return rows, codes * scales[:, None].astype(np.float64), act
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+def test_rows_of_some_neurons(target, run_kernel: RunKernel, codec: str, rounded: bool, tokens: int) -> None:
+    rng = np.random.default_rng(1)
+    data = vectors(rng, codec, "up", NEURONS)
+    memory = aligned(NEURONS * data.shape[1], np.uint8).reshape(NEURONS, -1)
+    memory[:] = data
+    some = np.array([0, 3, 4, 17, 36])
+    act = aligned(TOKENS * NEURONS, np.float32).reshape(TOKENS, -1)
+    act[:] = rng.standard_normal(act.shape)
+    act[0, 3] = 0
+    before = act.copy()
+    x = aligned(TOKENS * HIDDEN, np.float32).reshape(TOKENS, -1)
+    x[:] = rng.standard_normal(x.shape)
+    values, row, scale_at = x.astype(np.float64), 4 * HIDDEN, 0
+    rows = x.view(np.uint8)
+    if rounded:
+        rows, values, layout = rounded_rows(rng, HIDDEN)
+        row, scale_at = layout.stride, layout.scale
+    bias = rng.standard_normal(NEURONS).astype(np.float32)
+    which = listed(memory, some)
+    args = record(
+        NeuronRows, LIST=address(which), X=address(rows), X_STRIDE=row, X_SCALE=scale_at,
+        UNITS=HIDDEN // UNIT[codec], WEIGHT_SCALE=data.shape[1] - 4, ACT=address(act),
+        ACT_STRIDE=4 * NEURONS, BIAS=address(bias), FACTOR=1.0,
+    )  # fmt: skip
+    run_kernel(target, f"neuron_rows/codec={codec}" + (",rounded=1" if rounded else ""), args, TOKENS=tokens)
+    weights = decode(data, "up", codec, HIDDEN).astype(np.float64)  # type: ignore[arg-type]
+    expected = before.astype(np.float64)
+    expected[:tokens, some] *= values[:tokens] @ weights[some].T + bias[some]
+    np.testing.assert_allclose(act, expected, rtol=2e-4, atol=2e-3)
+    assert (act[:, 1] == before[:, 1]).all() and act[0, 3] == 0
+
+
+def test_gates_of_predicted_neurons(target, run_kernel: RunKernel) -> None:
+    rng = np.random.default_rng(2)
+    data = vectors(rng, "q8_0", "gate", NEURONS)
+    memory = aligned(data.size, np.uint8).reshape(data.shape)
+    memory[:] = data
+    act, x = aligned(NEURONS, np.float32), aligned(HIDDEN, np.float32)
+    x[:] = rng.standard_normal(HIDDEN)
+    some = np.arange(0, NEURONS, 2)
+    which = listed(memory, some)
+    args = record(
+        NeuronRows, LIST=address(which), X=address(x), X_STRIDE=4 * HIDDEN, UNITS=HIDDEN // 32,
+        ACT=address(act), ACT_STRIDE=4 * NEURONS, FACTOR=1.0,
+    )  # fmt: skip
+    run_kernel(target, "neuron_rows/codec=q8_0,activation=relu", args)
+    expected = np.zeros(NEURONS)
+    expected[some] = np.maximum(decode(data, "gate", "q8_0", HIDDEN)[some] @ x, 0)
+    np.testing.assert_allclose(act, expected, rtol=2e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+def test_columns_of_some_neurons(
+    target, run_kernel: RunKernel, codec: str, rounded: bool, tokens: int
+) -> None:
+    rng = np.random.default_rng(3)
+    data = vectors(rng, codec, "down", NEURONS)
+    memory = aligned(data.size, np.uint8).reshape(data.shape)
+    memory[:] = data
+    some = np.array([1, 2, 30, 36])
+    hidden = aligned(TOKENS * NEURONS, np.float32).reshape(TOKENS, -1)
+    hidden[:] = rng.standard_normal(hidden.shape)
+    hidden[0, 2] = 0
+    values, rows, row, scale_at = hidden.astype(np.float64), hidden.view(np.uint8), 4 * NEURONS, 0
+    if rounded:
+        rows, values, layout = rounded_rows(rng, NEURONS)
+        row, scale_at = layout.stride, layout.scale
+    out = aligned(TOKENS * HIDDEN, np.float32).reshape(TOKENS, -1)
+    out[:] = rng.standard_normal(out.shape)
+    before = out.copy()
+    bias, scales = (rng.uniform(0.1, 1, HIDDEN).astype(np.float32) for _ in range(2))
+    which = listed(memory, some)
+    args = record(
+        NeuronColumns, LIST=address(which), HIDDEN=address(rows), HIDDEN_STRIDE=row, HIDDEN_SCALE=scale_at,
+        UNITS=HIDDEN // UNIT[codec], ROW_SCALES=address(scales), OUT=address(out), OUT_STRIDE=4 * HIDDEN,
+        BIAS=address(bias), ACCUMULATE=1, FACTOR=1.0,
+    )  # fmt: skip
+    kernel = f"neuron_columns/codec={codec}" + (",rounded=1" if rounded else "")
+    run_kernel(target, kernel, args, TOKENS=tokens)
+    columns = decode(data, "down", codec, HIDDEN).astype(np.float64)  # type: ignore[arg-type]
+    sums = values[:tokens][:, some] @ columns[some]
+    expected = before.astype(np.float64)
+    expected[:tokens] += sums * (scales if codec == "t2" else 1) + bias
+    np.testing.assert_allclose(out, expected, rtol=2e-4, atol=1e-3)
+    if rounded and codec == "t2":  # sums of whole numbers, exactly
+        exact = (rows.view(np.int8)[0, some].astype(np.float32) @ columns[some].astype(np.float32))
+        scale = rows[0, scale_at : scale_at + 4].view(np.float32)
+        alone = np.float64(exact * scale) * scales + np.float64(before[0] + bias)
+        assert (out[0] == alone.astype(np.float32)).mean() > (0.999 if target.level != "generic" else 0.5)
+
+
+def test_the_order_of_the_list_decides_and_not_the_place(target, run_kernel: RunKernel) -> None:
+    rng = np.random.default_rng(4)
+    data = vectors(rng, "q4_0", "down", NEURONS)
+    results = []
+    for place in (np.arange(NEURONS), rng.permutation(NEURONS)):
+        memory = aligned(data.size, np.uint8).reshape(data.shape)
+        memory[place] = data
+        hidden = np.linspace(-1, 1, NEURONS, dtype=np.float32)
+        out = aligned(HIDDEN, np.float32)
+        pairs = [[n, address(memory) + int(place[n]) * data.shape[1]] for n in range(NEURONS)]
+        which = np.array([NEURONS, *np.ravel(pairs)], np.int64)
+        args = record(
+            NeuronColumns, LIST=address(which), HIDDEN=address(hidden), HIDDEN_STRIDE=4 * NEURONS,
+            UNITS=HIDDEN // 32, OUT=address(out), OUT_STRIDE=4 * HIDDEN, FACTOR=1.0,
+        )  # fmt: skip
+        run_kernel(target, "neuron_columns/codec=q4_0", args)
+        results.append(out)
+    assert (results[0] == results[1]).all()
