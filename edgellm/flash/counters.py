@@ -10,17 +10,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Counters:
-    """Bytes and requests that were read, seconds that computation waited for them and that it took itself."""
+    """Bytes and requests that were read, seconds that computation waited for them and that it took itself;
+    slots of neurons that were needed, and those of them that were missing."""
 
     bytes: int
     reads: int
     wait_seconds: float
     compute_seconds: float
+    needed: int = 0
+    missed: int = 0
 
     def __sub__(self, before: Counters) -> Counters:
         return Counters(
             self.bytes - before.bytes, self.reads - before.reads,
             self.wait_seconds - before.wait_seconds, self.compute_seconds - before.compute_seconds,
+            self.needed - before.needed, self.missed - before.missed,
         )  # fmt: skip
 
 

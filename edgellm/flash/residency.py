@@ -99,13 +99,18 @@ def cut(matrices: Sequence[Matrix], most: int) -> list[Span]:
     return spans
 
 
+def resident_room(matrices: Sequence[Matrix]) -> int:
+    """What all of them take in memory."""
+    return sum(m.nbytes + 2 * ALIGNMENT for m in matrices)
+
+
 def plan_residency(matrices: Sequence[Matrix], budget: int) -> Residency:
     """What to pin of the matrices, given in the order of use, when weights and ring may take `budget` bytes.
 
     Raises EdgeError, with the smallest budget that would do, when it does not hold a ring.
     """
     total = sum(m.nbytes for m in matrices)
-    if total + 2 * ALIGNMENT * len(matrices) <= budget:
+    if resident_room(matrices) <= budget:
         spans = [Span(i, 0, m.tiles, m.offset, m.nbytes, True) for i, m in enumerate(matrices)]
         return Residency(tuple(spans), 0, 0, True)
     spans = cut(matrices, unit_bytes(total))

@@ -30,6 +30,9 @@ _ARCHITECTURES = {
     "bitnet-25": ("bitnet", "relu2"),
     "bitnet-b1.58": ("bitnet", "relu2"),
 }
+# What the key hidden_activation may say. llama.cpp has it for other architectures only, and computes SiLU in a
+# Llama whatever it says.
+_OTHER_ACTIVATIONS = {"llama": ("silu", "relu", "relu2"), "bitnet": ("silu", "relu2")}
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
@@ -81,10 +84,11 @@ def gguf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, T
     )
     if architecture in ("gemma2", "gemma3"):
         _gemma(keys, config)
-    if architecture == "bitnet":
+    if architecture in _OTHER_ACTIVATIONS:
         config.activation = keys.text("hidden_activation", activation)  # of newer files of llama.cpp
-        if config.activation not in ("silu", "relu2"):
-            keys.fail("hidden_activation", f"is {config.activation[:40]!r}, not silu or relu2")
+        if config.activation not in (known := _OTHER_ACTIVATIONS[architecture]):
+            keys.fail("hidden_activation", f"is {config.activation[:40]!r}, not {' or '.join(known)}")
+    if architecture == "bitnet":
         config.input_rounding = "int8"
     return config
 

@@ -76,22 +76,24 @@ Quantize = slots(
 )
 # EPS is a float64. WEIGHT is float32 (WIDTH,), BIAS too or 0.
 Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
-# Some neurons of an FFN, wherever they are in memory. LIST: int64 COUNT, then pairs of a neuron's number and the
-# address of its first vector. ACT: rows of float32, a column for each neuron; those that are 0 do not fire.
-# VECTOR: bytes from a neuron's address to the vector that is read, of UNITS units. X: rows of float32, or with
-# rounded inputs of an ActLayout whose scale is at X_SCALE. WEIGHT_SCALE: bytes from the vector to its float32
-# scale, where it has a single one. BIAS: float32 for each neuron, or 0. FACTOR is a float64.
+# Some neurons of an FFN, wherever they are in memory. LIST: int64 COUNT, then pairs of a neuron's number and
+# its address. ACT: rows of float32, a column for each neuron; those that are 0 do not fire. VECTOR: bytes
+# from a neuron's address to the vector that is read, of UNITS units. X: rows of float32, or with rounded inputs of
+# an ActLayout whose scale is at X_SCALE. WEIGHT_SCALE: bytes from the vector to its float32 scale, where it
+# has a single one. BIAS: float32 for each neuron, or 0. FACTOR is a float64.
 NeuronRows = slots(
     "NeuronRows",
     "LIST X X_STRIDE X_PRIVATE X_SCALE UNITS VECTOR WEIGHT_SCALE ACT ACT_STRIDE BIAS FACTOR",
 )
-# HIDDEN: as ACT, or with rounded inputs rows of an ActLayout whose scale is at HIDDEN_SCALE. ROW_SCALES: float32
-# for each row of OUT, for codecs without scales.
+# HIDDEN: as ACT, or with rounded inputs rows of an ActLayout whose scale is at HIDDEN_SCALE. ROW_SCALES:
+# float32 for each row of OUT, for codecs without scales.
 NeuronColumns = slots(
     "NeuronColumns",
     "LIST HIDDEN HIDDEN_STRIDE HIDDEN_PRIVATE HIDDEN_SCALE UNITS VECTOR ROW_SCALES "
     "OUT OUT_STRIDE BIAS ACCUMULATE FACTOR",
 )
+# ADDRESSES: COUNT int64, of WORDS words of 64 bits each; SUMS: where their checksums go, uint64.
+NeuronCheck = slots("NeuronCheck", "ADDRESSES COUNT WORDS SUMS")
 RoundRows = slots("RoundRows", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE WIDTH")
 # out = f(x, y); FACTOR is a float64. Rows are padded to whole vectors of 16.
 Elementwise = slots("Elementwise", "X X_STRIDE X_PRIVATE Y Y_STRIDE Y_PRIVATE OUT OUT_STRIDE VECTORS FACTOR")

@@ -60,9 +60,7 @@ def _emit_dot(
             return [e.fma(own, scale(e, at), products[0]), *products[1:]]
         for j, value in enumerate(values):
             c = j % CHAINS
-            products[c] = e.fma(
-                value, activations(e, e.offset(inputs, 16 * j * width), rounded), products[c]
-            )
+            products[c] = e.fma(value, activations(e, e.offset(inputs, 16 * j * width), rounded), products[c])
         return products
 
     sums = e.loop(units, [const(V16F32, 0.0)] * CHAINS, body)

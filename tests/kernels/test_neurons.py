@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.formats.slots import decode, pack_trits, vector_bytes
+from edgellm.formats.slots import decode, pack_trits
 from edgellm.kernels.layout import ActLayout, NeuronColumns, NeuronRows, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.neuron_codes import UNIT
@@ -78,7 +78,8 @@ def test_rows_of_some_neurons(target, run_kernel: RunKernel, codec: str, rounded
     expected = before.astype(np.float64)
     expected[:tokens, some] *= values[:tokens] @ weights[some].T + bias[some]
     np.testing.assert_allclose(act, expected, rtol=2e-4, atol=2e-3)
-    assert (act[:, 1] == before[:, 1]).all() and act[0, 3] == 0
+    assert (act[:, 1] == before[:, 1]).all()
+    assert act[0, 3] == 0
 
 
 def test_gates_of_predicted_neurons(target, run_kernel: RunKernel) -> None:
@@ -136,7 +137,7 @@ def test_columns_of_some_neurons(
     expected[:tokens] += sums * (scales if codec == "t2" else 1) + bias
     np.testing.assert_allclose(out, expected, rtol=2e-4, atol=1e-3)
     if rounded and codec == "t2":  # sums of whole numbers, exactly
-        exact = (rows.view(np.int8)[0, some].astype(np.float32) @ columns[some].astype(np.float32))
+        exact = rows.view(np.int8)[0, some].astype(np.float32) @ columns[some].astype(np.float32)
         scale = rows[0, scale_at : scale_at + 4].view(np.float32)
         alone = np.float64(exact * scale) * scales + np.float64(before[0] + bias)
         assert (out[0] == alone.astype(np.float32)).mean() > (0.999 if target.level != "generic" else 0.5)

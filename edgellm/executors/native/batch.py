@@ -68,11 +68,11 @@ class Batch:
         self._tail = record(State, **tables)
         self._state = record(State, TAIL=address(self._tail), **tables)
 
-    def fill(self, pieces: Sequence[Piece], all_logits: bool, look_up: bool = True) -> tuple[int, int]:
+    def fill(self, pieces: Sequence[Piece], all_logits: bool, look_up: bool = True) -> tuple[np.ndarray, int]:
         """Describe a step. Logits are wanted of each sequence's last token, or of all. look_up: embeddings
         will be looked up.
 
-        Returns the address of the State and the number of rows of logits.
+        Returns the State and the number of rows of logits.
         """
         first = wanted = 0
         for sequence, piece in zip(self._sequences, pieces, strict=False):
@@ -92,7 +92,7 @@ class Batch:
             self._ids[:first] = self._translate(self._ids[:first])
         self._state[State.TOKENS], self._state[State.SEQUENCES] = first, len(pieces)
         self._tail[State.TOKENS] = wanted
-        return address(self._state), wanted
+        return self._state, wanted
 
 
 class AttentionMemory:

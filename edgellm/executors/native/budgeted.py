@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.executors.native.cost import kv_bytes_before
+from edgellm.executors.native.neurons import SparseFfn
 from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
@@ -17,7 +18,7 @@ from edgellm.executors.native.weights import WeightStore
 from edgellm.flash.budget import Budget, resident_bytes
 from edgellm.flash.plan import Plan
 from edgellm.flash.reader import Reader
-from edgellm.flash.residency import ALIGNMENT, Residency, TooSmall, plan_residency
+from edgellm.flash.residency import ALIGNMENT, Residency, TooSmall, plan_residency, resident_room
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.apart import compile_apart
 from edgellm.kernels.compile import load_kernels
@@ -39,21 +40,27 @@ class Needs:
 
 
 def spend(
-    program: Program, checkpoint: Checkpoint, packed: WeightStore, dram: int, needs: Needs
-) -> tuple[Budget, Residency, Uses]:
+    program: Program, checkpoint: Checkpoint, packed: WeightStore, dram: int, needs: Needs,
+    sparse: SparseFfn | None = None,
+) -> tuple[Budget, Residency, Uses, int]:  # fmt: skip
     """What of the weights may stay in memory, when the process may take `dram` bytes and holds what it holds
-    now. Raises EdgeError, with the smallest budget that would do, where nothing works."""
+    now; and the slots of each layer that a bundle keeps. Raises EdgeError, with the smallest budget that
+    would do, where nothing works."""
     layouts, offsets = packed.layout
-    used = uses(program)
+    used = uses(program, sparse.left_out(program) if sparse else frozenset())
     lookups = 0
     if used.table is not None:  # tiles that are read, and where reads land
         lookups = 2 * needs.rows * (align(layouts[used.table].stride, ALIGNMENT) + 2 * ALIGNMENT)
     kv = -(-needs.context // KV_CHUNK) * kv_bytes_before(program, needs.kv)[-1]
     budget = Budget(dram, resident_bytes(), needs.activations, kv, lookups)
+    needed, capacity, neurons = matrices(layouts, offsets, used), 0, 0
+    if sparse is not None:  # first the matrices, then as many neurons as there is room for
+        capacity = max(0, sparse.capacity(budget.weights - resident_room(needed)))
+        neurons = sparse.memory_bytes(capacity)
     try:
-        return budget, plan_residency(matrices(layouts, offsets, used), budget.weights), used
+        return budget, plan_residency(needed, budget.weights - neurons), used, capacity
     except TooSmall as error:
-        raise budget.refusal(checkpoint.path.name, error.least, needs.context) from None
+        raise budget.refusal(checkpoint.path.name, error.least + neurons, needs.context) from None
 
 
 def plan_model(
@@ -61,22 +68,26 @@ def plan_model(
 ) -> Plan:
     """What NativeExecutor would do with the same arguments; loads its kernels, but no weights."""
     target = host_target()
+    sparse = SparseFfn.of(checkpoint)
     packed, workspace, lowered = prepare(
-        program, checkpoint, threads, target, ACTIVATION_PLANES, kv, in_memory=False
+        program, checkpoint, threads, target, ACTIVATION_PLANES, kv, in_memory=False, sparse=sparse
     )
     kernels = [i.kernel for i in lowered.instructions]
     compile_apart(kernels, target)
     load_kernels(kernels, target)
     needs = Needs(context, counted_bytes(workspace), CHUNK, kv)
-    budget, residency, _ = spend(program, checkpoint, packed, dram, needs)
-    return Plan(budget, residency)
+    budget, residency, _, capacity = spend(program, checkpoint, packed, dram, needs, sparse)
+    return Plan(budget, residency, sparse and sparse.share(capacity))
 
 
 def streamed_store(
-    program: Program, checkpoint: Checkpoint, packed: WeightStore, file: Path, dram: int, needs: Needs
-) -> StreamedStore:
-    """The weights of `packed`, whose file is `file`, within a budget of `dram` bytes for the whole process.
-    Raises EdgeError as `spend` does."""
-    budget, residency, used = spend(program, checkpoint, packed, dram, needs)
+    program: Program, checkpoint: Checkpoint, packed: WeightStore, file: Path, dram: int, needs: Needs,
+    sparse: SparseFfn | None = None,
+) -> tuple[StreamedStore, int]:  # fmt: skip
+    """The weights of `packed`, whose file is `file`, within a budget of `dram` bytes for the whole process;
+    and the slots of each layer that a bundle keeps. Raises EdgeError as `spend` does."""
+    budget, residency, used, capacity = spend(program, checkpoint, packed, dram, needs, sparse)
     layouts, offsets = packed.layout
-    return StreamedStore(checkpoint, layouts, offsets, used, residency, Reader(file), needs.rows, budget)
+    reader = Reader(file)
+    store = StreamedStore(checkpoint, layouts, offsets, used, residency, reader, needs.rows, budget)
+    return store, capacity

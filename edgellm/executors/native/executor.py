@@ -16,6 +16,7 @@ from edgellm.executors.native.budgeted import Needs, streamed_store
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.describe import describe_form, input_roundings
 from edgellm.executors.native.lower import Lowering
+from edgellm.executors.native.neurons import CHECK_KERNEL, Cut, SparseFfn
 from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
@@ -29,6 +30,7 @@ from edgellm.executors.native.session import NativeSession
 from edgellm.executors.native.streamed import StreamedStore
 from edgellm.executors.native.weights import WeightStore
 from edgellm.flash.counters import Counters
+from edgellm.flash.neurons import NeuronStats, Policy
 from edgellm.flash.ring import RingStats
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels import team
@@ -56,8 +58,9 @@ class NativeExecutor(Executor):
     threads: size of the team. activation_planes: 2 quantises activations to 16 bits, as two planes of
     int8; 1 to int8, which is faster in prefill and loses accuracy. kv: what sessions keep keys and values
     in, "fp16" or "int8". dram: bytes that the whole process may take, with a sequence of `context` tokens;
-    weights that do not fit are read from flash for every token. progress(stage, done, total) reports
-    "compiling" and "packing".
+    weights that do not fit are read from flash for every token; of a bundle with neurons in slots, those
+    that fire. policy: how these come and go. progress(stage, done, total) reports "compiling" and
+    "packing".
     """
 
     name = "native"
@@ -73,6 +76,7 @@ class NativeExecutor(Executor):
         kv: str = "fp16",
         dram: int | None = None,
         context: int | None = None,
+        policy: Policy | None = None,
     ):
         if threads < 1:
             raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
@@ -80,7 +84,10 @@ class NativeExecutor(Executor):
             raise EdgeError(f"There is no KV cache of kind {kv!r}; choose one of: {', '.join(KINDS)}.")
         self.program, self.threads, self.kv = program, threads, kv
         self.target = target or host_target()
-        prepared = prepare(program, checkpoint, threads, self.target, activation_planes, kv, dram is None)
+        sparse = self._sparse = SparseFfn.of(checkpoint, policy)
+        prepared = prepare(
+            program, checkpoint, threads, self.target, activation_planes, kv, dram is None, sparse
+        )
         packed, self._workspace, self._lowered = prepared
         self._store: WeightStore | StreamedStore = packed
         self._planes = activation_planes
@@ -90,20 +97,24 @@ class NativeExecutor(Executor):
             return partial(progress, stage) if progress else None
 
         names = [i.kernel for i in self._lowered.instructions]
-        wanted = [*names, "step", *team.KERNELS, *packed.kernels]
+        wanted = [*names, "step", *team.KERNELS, *packed.kernels, *([CHECK_KERNEL] if sparse else [])]
         if dram is not None:
             compile_apart(wanted, self.target, report("compiling"))
         kernels = load_kernels(wanted, self.target, report("compiling"))
+        capacity = sparse.layout.slots if sparse else 0
         if dram is None:
             packed.pack(kernels, threads, report("packing"))
         else:
             file = packed.keep(kernels, threads, report("packing"))
             needs = Needs(context or program.context_length, counted_bytes(self._workspace), CHUNK, kv)
-            self._store = streamed_store(program, checkpoint, packed, file, dram, needs)
+            self._store, capacity = streamed_store(program, checkpoint, packed, file, dram, needs, sparse)
             self._workspace = Workspace(self._workspace.rows)
-            self._lowered = Lowering(program, self._store, self._workspace, activation_planes, kv).result
+            lowering = Lowering(program, self._store, self._workspace, activation_planes, kv, sparse)
+            self._lowered = lowering.result
             self._store.load()
         self._team = Team(threads, self.target)
+        if sparse is not None:
+            sparse.open(self._team, kernels[CHECK_KERNEL], capacity).load()
         self._step_kernel = kernels["step"]
         count = len(self._lowered.instructions)
         self._table = aligned(len(Instruction) * count, np.int64).reshape(-1, len(Instruction))
@@ -119,9 +130,11 @@ class NativeExecutor(Executor):
             ZERO=address(self._zero), BARRIER=address(self._barrier), **self._attention.slots,
         )  # fmt: skip
         self._segments: Segments | None = None
-        if isinstance(self._store, StreamedStore) and self._store.ring is not None:
-            ring = self._store.ring
-            self._segments = Segments(self._lowered, self._table, ring, self._team, self._step_kernel)
+        ring = self._store.ring if isinstance(self._store, StreamedStore) else None
+        if ring is not None or sparse is not None:
+            self._segments = Segments(
+                self._lowered, self._table, ring, self._team, self._step_kernel, self._meet
+            )
         self._profiler: Profiler | None = None
         self._rope_tables: list[np.ndarray] = []
         self._rope_filled = 0
@@ -132,8 +145,8 @@ class NativeExecutor(Executor):
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of the packed weights."""
-        return self._store.nbytes
+        """Bytes of the packed weights, and of the neurons in slots."""
+        return self._store.nbytes + (self._sparse.layout.file_bytes if self._sparse else 0)
 
     @property
     def weights_source(self) -> str:
@@ -150,11 +163,16 @@ class NativeExecutor(Executor):
         store = self.streamed
         if store is None:
             return None
-        stats = store.ring.stats if store.ring else RingStats()
-        looked_up = store.rows.bytes_read if store.rows else 0
-        reads = stats.reads + (store.rows.reads if store.rows else 0)
-        compute = self._segments.compute_seconds if self._segments else 0.0
-        return Counters(stats.bytes + looked_up, reads, stats.wait_seconds, compute)
+        ring = store.ring.stats if store.ring else RingStats()
+        neurons = self._sparse.stats if self._sparse else NeuronStats()
+        rows = store.rows
+        return Counters(
+            bytes=ring.bytes + neurons.bytes + (rows.bytes_read if rows else 0),
+            reads=ring.reads + neurons.reads + (rows.reads if rows else 0),
+            wait_seconds=ring.wait_seconds + neurons.wait_seconds,
+            compute_seconds=self._segments.compute_seconds if self._segments else 0.0,
+            needed=neurons.needed, missed=neurons.missed,
+        )  # fmt: skip
 
     def new_session(self, context: int) -> NativeSession:
         with self.lock:  # a running session reads the tables that may have to grow
@@ -183,7 +201,7 @@ class NativeExecutor(Executor):
 
     def _profiled(self, call: Callable[[], object]) -> list[OpTime]:
         if self._segments is not None:
-            raise EdgeError("Steps whose weights come from flash cannot be profiled by op.")
+            raise EdgeError("Steps that stop for weights or neurons from flash cannot be profiled by op.")
         profiler = Profiler(self._lowered, self._step, self.threads, self.target)
         self._profiler = profiler
         try:
@@ -210,6 +228,8 @@ class NativeExecutor(Executor):
             except BaseException:
                 if self._segments is not None:
                     self._segments.restart()  # whatever was read and not used
+                if self._sparse is not None:
+                    self._sparse.restart()
                 raise
         return results[0] if len(results) == 1 else np.concatenate(results)
 
@@ -218,11 +238,11 @@ class NativeExecutor(Executor):
     def _run_step(self, pieces: list[Piece], all_logits: bool) -> np.ndarray:
         state, rows = self._fill(pieces, all_logits)
         if self._segments is not None:
-            self._segments.run(state)
+            self._segments.run(state, rows)
         elif self._profiler is not None:
-            self._profiler.run(self._team, state, pieces, rows)
+            self._profiler.run(self._team, address(state), pieces, rows)
         else:
-            self._team.run(self._step_kernel, address(self._step), state)
+            self._team.run(self._step_kernel, address(self._step), address(state))
         return self._logits(rows)
 
     def _run_by_group(
@@ -240,18 +260,22 @@ class NativeExecutor(Executor):
                         continue
                     for buffer, rows in zip(group.live, held[i], strict=True):
                         self._workspace.array(buffer, len(rows))[:] = rows
-                    run(state)
+                    run(state, wanted)
                     count = wanted if end > tail else sum(len(piece.ids) for piece in pieces)
                     held[i] = [self._workspace.array(buffer, count).copy() for buffer in following[number]]
                     if number + 1 == len(groups):
                         results.append(self._logits(wanted))
         return results
 
-    def _fill(self, pieces: list[Piece], all_logits: bool, look_up: bool = True) -> tuple[int, int]:
-        """The address of the State of a step, and its rows of logits. look_up: as of Batch.fill."""
+    def _fill(self, pieces: list[Piece], all_logits: bool, look_up: bool = True) -> tuple[np.ndarray, int]:
+        """The State of a step, and its rows of logits. look_up: as of Batch.fill."""
         found = self._batch.fill(pieces, all_logits, look_up)
         self._fill_rope(max(piece.position + len(piece.ids) for piece in pieces) - 1)
         return found
+
+    def _meet(self, cut: Cut, rows: int) -> None:
+        assert self._sparse is not None
+        self._sparse.meet(cut, self._workspace, rows)
 
     def _logits(self, rows: int) -> np.ndarray:
         return self._workspace.array(self._workspace["logits"], rows).copy()

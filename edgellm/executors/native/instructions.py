@@ -8,6 +8,7 @@ import numpy as np
 
 from edgellm.executors.native.buffers import Buffer
 from edgellm.executors.native.cost import Cost
+from edgellm.executors.native.neurons import Cut
 from edgellm.program import ops
 
 
@@ -42,6 +43,7 @@ class Lowered:
     constants: list[np.ndarray] = field(default_factory=list)
     tail: int = 0  # number of the first instruction that runs for the rows that logits are wanted of
     groups: list[Group] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
 
     @property
     def ends(self) -> list[int]:

@@ -8,6 +8,7 @@ from edgellm.executors.native import choice
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.instructions import Lowered
 from edgellm.executors.native.lower import Lowering
+from edgellm.executors.native.neurons import SparseFfn
 from edgellm.executors.native.packing import TERNARY, matrix_shape
 from edgellm.executors.native.weights import WeightStore
 from edgellm.formats.checkpoint import Checkpoint
@@ -23,15 +24,16 @@ ACTIVATION_PLANES = 2  # docs/decisions/0002
 
 def prepare(
     program: Program, checkpoint: Checkpoint, threads: int, target: Target, planes: int, kv: str,
-    in_memory: bool,
+    in_memory: bool, sparse: SparseFfn | None = None,
 ) -> tuple[WeightStore, Workspace, Lowered]:  # fmt: skip
     """The layout of all weights, rows of activations, and the Program lowered to them; nothing is packed.
-    planes, kv: as NativeExecutor takes them; in_memory: as WeightStore does."""
-    matrices, vectors = weights_of(program)
+    planes, kv: as NativeExecutor takes them; in_memory: as WeightStore does; sparse: how the
+    FFNs of a bundle with neurons in slots are computed."""
+    matrices, vectors = weights_of(program, sparse.left_out(program) if sparse else frozenset())
     base3 = in_base3(program, checkpoint, matrices, target)
     packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=in_memory)
     workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
-    return packed, workspace, Lowering(program, packed, workspace, planes, kv).result
+    return packed, workspace, Lowering(program, packed, workspace, planes, kv, sparse).result
 
 
 def counted_bytes(workspace: Workspace) -> int:
@@ -40,14 +42,18 @@ def counted_bytes(workspace: Workspace) -> int:
     return workspace.nbytes - (workspace.rows - LOGITS_AT_ONCE) * workspace["logits"].stride
 
 
-def weights_of(program: Program) -> tuple[list[ops.Weight], list[ops.Weight]]:
-    """The matrices of all linears and embedding tables, and the vectors; in order of use, each once."""
+def weights_of(
+    program: Program, without: frozenset[ops.Weight] = frozenset()
+) -> tuple[list[ops.Weight], list[ops.Weight]]:
+    """The matrices of all linears and embedding tables, and the vectors; in order of use, each once, but
+    those of `without`."""
     matrices: list[ops.Weight] = []
     vectors: list[ops.Weight] = []
     for op in program.ops:
         found = access.matrices(op)
         for name, weight in access.weights(op).items():
-            (matrices if name in found else vectors).append(weight)
+            if weight not in without:
+                (matrices if name in found else vectors).append(weight)
     return list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
 
 

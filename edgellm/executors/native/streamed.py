@@ -33,8 +33,9 @@ class Uses:
     pinned: frozenset[ops.Weight]  # that are looked up in by position: they stay in memory
 
 
-def uses(program: Program) -> Uses:
-    """What a step of the Program reads. A table that only embeds is none of the matrices."""
+def uses(program: Program, without: frozenset[ops.Weight] = frozenset()) -> Uses:
+    """What a step of the Program reads, but those of `without`. A table that only embeds is none of the
+    matrices."""
     found: dict[ops.Weight, int] = {}
     pinned: set[ops.Weight] = set()
     table, group, layer = None, 0, None
@@ -45,6 +46,8 @@ def uses(program: Program) -> Uses:
             table = op.table
             continue
         for name, weight in access.matrices(op).items():
+            if weight in without:
+                continue
             found.setdefault(weight, group)
             if name == "table":
                 pinned.add(weight)

@@ -41,6 +41,7 @@ i8_at = _pointer_to(types.int8)
 u16_at = _pointer_to(types.uint16)
 u32_at = _pointer_to(types.uint32)
 i64_at = _pointer_to(types.int64)
+u64_at = _pointer_to(types.uint64)
 f64_at = _pointer_to(types.float64)
 
 

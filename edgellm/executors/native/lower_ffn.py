@@ -1,0 +1,126 @@
+"""FFNs as native instructions: dense, or of the neurons that fire."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from edgellm.executors.native.buffers import Buffer
+from edgellm.executors.native.cost import Cost
+from edgellm.executors.native.lower_parts import Parts
+from edgellm.executors.native.neurons import Cut, SparseFfn
+from edgellm.formats.slots import Role
+from edgellm.kernels.layout import ActLayout, align
+from edgellm.kernels.memory import address, aligned
+from edgellm.kernels.neuron_codes import SCALED, UNIT
+from edgellm.program import ops
+
+
+class FfnParts(Parts):
+    """Lowers Ffn ops."""
+
+    def _ffn(self, op: ops.Ffn, add_to: str | None) -> None:
+        if self._sparse is not None:
+            self._sparse_ffn(op, add_to, self._sparse)
+            return
+        if op.gate is not None:
+            self._linear(op.x, "ffn.act", op.gate, None, rounding=op.rounding)
+            self._linear(op.x, "ffn.act", op.up, op.up_bias, gate=op.activation, rounding=op.rounding)
+        else:
+            self._linear(op.x, "ffn.up", op.up, op.up_bias, rounding=op.rounding)
+            self._elementwise(op.activation, "ffn.up", None, "ffn.act")
+        self._linear(self._hidden(op), op.out, op.down, op.down_bias, add_to, rounding=op.rounding)
+
+    def _hidden(self, op: ops.Ffn) -> str:
+        """The buffer that down multiplies."""
+        if op.sub_norm is None:
+            return "ffn.act"
+        self._norm(
+            ops.Norm(x="ffn.act", out="ffn.norm", width=op.neurons, eps=op.sub_norm_eps, weight=op.sub_norm)
+        )
+        return "ffn.norm"
+
+    def _sparse_ffn(self, op: ops.Ffn, add_to: str | None, sparse: SparseFfn) -> None:
+        """What fires is found out from the gate, or without one from up, which then is in memory."""
+        lists = sparse.lists
+        predictor = op.up if op.gate is None else op.gate
+        bias = op.up_bias if op.gate is None else None
+        self._linear(op.x, "ffn.act", predictor, bias, rounding=op.rounding)
+        self._elementwise(op.activation, "ffn.act", None, "ffn.act")
+        act = self._space["ffn.act"]
+        self._cut("fire", op, act)
+        if op.gate is not None:
+            self._neuron_rows(op, "up", op.up_bias, lists.here, act, sparse)
+            self._cut("arrive", op)
+            self._neuron_rows(op, "up", op.up_bias, lists.arriving, act, sparse)
+        else:
+            self._cut("arrive", op)
+        self._neuron_columns(op, self._hidden(op), add_to, sparse)
+
+    def _cut(self, kind: Literal["fire", "arrive"], op: ops.Ffn, buffer: Buffer | None = None) -> None:
+        """The step stops here."""
+        assert op.layer is not None
+        self._emit_pending()
+        self.result.cuts.append(Cut(len(self.result.instructions), kind, op.layer, buffer))
+
+    def _neuron_rows(
+        self, op: ops.Ffn, role: Role, bias: ops.Weight | None, which: np.ndarray, act: Buffer,
+        sparse: SparseFfn,
+    ) -> None:  # fmt: skip
+        """act *= W x + bias, for the neurons of the list `which`."""
+        layout = sparse.layout
+        codec = layout.codecs[role]
+        x = self._space[op.x]
+        inputs = {"X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private)}
+        if op.rounding:
+            row = ActLayout(x.width)
+            x = self._quantize(x, op.x, None, op.rounding)
+            inputs = {"X": x.address, "X_STRIDE": row.stride, "X_PRIVATE": int(x.private)}
+            inputs["X_SCALE"] = row.scale
+        self._emit(
+            f"neuron_rows/codec={codec}" + (",rounded=1" if op.rounding else ""), "NeuronRows",
+            reads=[x, act], writes=[act], LIST=address(which), UNITS=-(-layout.hidden // UNIT[codec]),
+            VECTOR=sparse.vector(role), WEIGHT_SCALE=layout.nbytes(role) - 4,
+            ACT=act.address, ACT_STRIDE=act.stride,
+            BIAS=0 if bias is None else self._vector(bias, op.neurons, 0.0),
+            FACTOR=float(op.up.scale), **inputs,
+        )  # fmt: skip
+        self.result.instructions[-1].cost = Cost(f"neurons_{role}")
+
+    def _neuron_columns(self, op: ops.Ffn, hidden_name: str, add_to: str | None, sparse: SparseFfn) -> None:
+        """out = W hidden + bias, of the neurons that fired; or add_to += the same."""
+        layout = sparse.layout
+        codec = layout.codecs["down"]
+        hidden = self._space[hidden_name]
+        inputs = {
+            "HIDDEN": hidden.address,
+            "HIDDEN_STRIDE": hidden.stride,
+            "HIDDEN_PRIVATE": int(hidden.private),
+        }
+        if op.rounding:
+            row = ActLayout(hidden.width)
+            hidden = self._quantize(hidden, hidden_name, None, op.rounding)
+            inputs = {"HIDDEN": hidden.address, "HIDDEN_STRIDE": row.stride, "HIDDEN_SCALE": row.scale}
+            inputs["HIDDEN_PRIVATE"] = int(hidden.private)
+        out = self._write(add_to or op.out, layout.hidden)
+        self._emit(
+            f"neuron_columns/codec={codec}" + (",rounded=1" if op.rounding else ""), "NeuronColumns",
+            reads=[hidden, out] if add_to else [hidden], writes=[out], LIST=address(sparse.lists.all),
+            UNITS=-(-layout.hidden // UNIT[codec]), VECTOR=sparse.vector("down"),
+            ROW_SCALES=0 if codec in SCALED else self._row_scales(op, sparse),
+            OUT=out.address, OUT_STRIDE=out.stride, ACCUMULATE=int(add_to is not None),
+            BIAS=0 if op.down_bias is None else self._vector(op.down_bias, layout.hidden, 0.0),
+            FACTOR=float(op.down.scale), **inputs,
+        )  # fmt: skip
+        self.result.instructions[-1].cost = Cost("neurons_down")
+
+    def _row_scales(self, op: ops.Ffn, sparse: SparseFfn) -> int:
+        """Address of the scales of down's rows, where they are not in the slots."""
+        assert op.layer is not None
+        assert sparse.bundle.down_scale is not None
+        scales = sparse.bundle.down_scale[op.layer]
+        data = aligned(align(len(scales), 16), np.float32)
+        data[: len(scales)] = scales
+        self.result.constants.append(data)
+        return address(data)

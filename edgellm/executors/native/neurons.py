@@ -1,0 +1,150 @@
+"""FFNs of which only the neurons that fire are computed, wherever these are in memory.
+
+In front of some instructions a step stops (a Cut), and Python finds out who fires and sees to it that their
+weights are there. What follows computes from lists of neurons (flash/neurons.py) that it has filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgellm.errors import EdgeError
+from edgellm.executors.native.buffers import Buffer, Workspace
+from edgellm.flash.neurons import Check, Lists, Neurons, NeuronStats, Policy
+from edgellm.flash.reader import Reader
+from edgellm.formats.slots import SECTIONS, Role
+from edgellm.kernels.layout import NeuronCheck, record
+from edgellm.kernels.memory import address
+from edgellm.kernels.neuron_codes import UNIT
+from edgellm.kernels.team import Team
+from edgellm.program import ops
+from edgellm.program.program import Program
+
+if TYPE_CHECKING:
+    from edgellm.formats.checkpoint import Checkpoint
+    from edgellm.formats.edge import Bundle
+
+CHECK_KERNEL = "neuron_check"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What happens before instruction number `at`. fire: the neurons of `buffer` that are not 0 are asked
+    for; arrive: they are waited for."""
+
+    at: int
+    kind: Literal["fire", "arrive"]
+    layer: int
+    buffer: Buffer | None = None
+
+
+class SparseFfn:
+    """How the FFNs of a bundle are computed."""
+
+    def __init__(self, bundle: Bundle, policy: Policy | None = None):
+        assert bundle.layout is not None
+        self.bundle, self.layout, self.policy = bundle, bundle.layout, policy or Policy()
+        self.gates = False
+        if "t2" in self.layout.codecs.values() and self.layout.hidden % UNIT["t2"]:
+            raise EdgeError(
+                f"{bundle.path}: ternary neurons need a hidden size that is a multiple of {UNIT['t2']}, not "
+                f"{self.layout.hidden}; run the model that the bundle was made from."
+            )
+        self.lists = Lists(self.layout.neurons, self.gates)
+        self.neurons: Neurons | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, policy: Policy | None = None) -> SparseFfn | None:
+        """That of a checkpoint, if it is a bundle with neurons in slots."""
+        bundle = checkpoint.bundle
+        return None if bundle is None or bundle.layout is None else cls(bundle, policy)
+
+    def left_out(self, program: Program) -> frozenset[ops.Weight]:
+        """The weights that are in slots, which nobody packs."""
+        found: set[ops.Weight] = set()
+        for op in program.ops:
+            if isinstance(op, ops.Ffn):
+                found.add(op.down)
+                if op.gate is not None:
+                    found.add(op.up)
+        return frozenset(found)
+
+    def vector(self, role: Role) -> int:
+        """Bytes from a neuron's address, as the lists have it, to one of its vectors."""
+        section = next(i for i, roles in enumerate(SECTIONS) if role in roles)
+        return self.layout.offset(role) - self.layout.section_offset(section)
+
+    def memory_bytes(self, capacity: int) -> int:
+        """What the neurons take with `capacity` slots of each layer in memory."""
+        return Neurons.memory_bytes(self.layout, capacity, self.gates)
+
+    def capacity(self, nbytes: int) -> int:
+        """The most slots of each layer that fit into `nbytes`; -1 if not even none does."""
+        layout = self.layout
+        if self.memory_bytes(layout.slots) <= nbytes:
+            return layout.slots
+        each = self.memory_bytes(1) - self.memory_bytes(0)
+        return min(layout.slots - 1, (nbytes - self.memory_bytes(0)) // each)
+
+    @property
+    def stats(self) -> NeuronStats:
+        """What was read since the bundle was opened."""
+        return self.neurons.stats if self.neurons else NeuronStats()
+
+    def share(self, capacity: int) -> float:
+        """Of the neurons that fire, those expected in memory with `capacity` slots of each layer: those of
+        the hottest slots. Without a calibration, that of any slots."""
+        slots, frequency = self.layout.slots, self.bundle.frequency
+        if frequency is None:
+            return capacity / slots
+        kept = frequency[:, : capacity * self.layout.per_slot].sum()
+        return float(kept / max(frequency.sum(), 1e-9))
+
+    def restart(self) -> None:
+        """After a step that broke off."""
+        if self.neurons is not None:
+            self.neurons.restart()
+
+    def open(self, team: Team, kernel: int, capacity: int) -> Neurons:
+        """Open ffn.bin; nothing is read yet. kernel: the address of CHECK_KERNEL."""
+        reader = Reader(self.bundle.path / "ffn.bin")
+        sums = np.asarray(self.bundle.sums)
+        check = _check(team, kernel)
+        self.neurons = Neurons(
+            reader, self.layout, sums, check, capacity, self.gates, self.policy, self.lists
+        )
+        return self.neurons
+
+    def meet(self, cut: Cut, workspace: Workspace, rows: int) -> None:
+        """Do what a cut asks for, in a step of `rows` rows."""
+        assert self.neurons is not None
+        if cut.kind == "arrive":
+            self.neurons.arrive()
+            return
+        assert cut.buffer is not None
+        act = workspace.array(cut.buffer, rows)
+        if self.bundle.thresholds is not None:
+            act[np.abs(act) <= self.bundle.thresholds[cut.layer]] = 0
+        fired = act[0] if rows == 1 else act.any(axis=0)
+        self.neurons.fire(cut.layer, np.flatnonzero(fired), many=rows > 1)
+
+
+def _check(team: Team, kernel: int) -> Check:
+    """Checksums by the whole team."""
+
+    def check(addresses: np.ndarray, words: int) -> np.ndarray:
+        addresses, sums = np.ascontiguousarray(addresses, np.int64), np.empty(len(addresses), np.uint64)
+        args = record(
+            NeuronCheck, ADDRESSES=address(addresses), COUNT=len(sums), WORDS=words, SUMS=address(sums)
+        )
+        team.run(kernel, address(args), 0)
+        return sums
+
+    return check
+
+
+Meet = Callable[[Cut, int], None]  # a cut, and how many rows the step has behind it

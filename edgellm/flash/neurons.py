@@ -1,0 +1,278 @@
+"""Neurons from flash: those that a token needs and that are not in memory are read, a layer's in one batch.
+
+Each layer has an arena of rows, one for a slot (formats/slots.py), kept by a Window. What finds no room
+there, and the many that a whole prompt needs, goes to the staging area, an image of the layer as it is in
+the file, where neighbours are read in one piece.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgellm.errors import EdgeError
+from edgellm.flash.merge import merge
+from edgellm.flash.reader import Reader
+from edgellm.flash.ticket import Ticket
+from edgellm.flash.window import Window
+from edgellm.formats.slots import SlotLayout
+from edgellm.kernels.layout import align
+from edgellm.kernels.memory import address, aligned, reserve
+
+GAP = 24 << 10  # bytes between neighbours that are read along: about what a request costs
+LONGEST = 1 << 20  # bytes of a read while the arenas are filled
+Check = Callable[[np.ndarray, int], np.ndarray]  # addresses (n,), words each -> checksums (n,)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How neurons come and go: each of these is a rung of the ladder that `edgellm bench --ladder` measures.
+
+    everything: all neurons are read that are not in memory, needed or not. fixed: the first ones stay in
+    memory, and nothing else does. apart: up and down are read by a request each. window: tokens that a
+    neuron stays after it fired, None for as long as there is room.
+    """
+
+    everything: bool = False
+    fixed: bool = False
+    apart: bool = False
+    window: int | None = None
+
+
+@dataclass
+class NeuronStats:
+    """bytes and requests that were read; neurons that were needed, and those of them that were not in memory;
+    seconds that computation waited for reads, and that the bookkeeping took."""
+
+    bytes: int = 0
+    reads: int = 0
+    needed: int = 0
+    missed: int = 0
+    wait_seconds: float = 0.0
+    memory_seconds: float = 0.0
+
+
+@dataclass
+class Lists:
+    """What the kernels are told: a count, then pairs of a neuron's number and its address (int64). here: in
+    memory already; arriving: being read; all: both, ascending. gate_*: with the addresses of gates."""
+
+    neurons: int
+    gates: bool
+    here: np.ndarray = field(init=False)
+    arriving: np.ndarray = field(init=False)
+    all: np.ndarray = field(init=False)
+    gate_here: np.ndarray = field(init=False)
+    gate_arriving: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.here, self.arriving, self.all = (aligned(1 + 2 * self.neurons, np.int64) for _ in range(3))
+        count = 1 + 2 * self.neurons if self.gates else 1
+        self.gate_here, self.gate_arriving = (aligned(count, np.int64) for _ in range(2))
+
+
+def _tell(memory: np.ndarray, neurons: np.ndarray, addresses: np.ndarray) -> None:
+    count = len(neurons)
+    memory[0] = count
+    memory[1 : 1 + 2 * count : 2] = neurons
+    memory[2 : 2 + 2 * count : 2] = addresses
+
+
+class Neurons:
+    """The neurons of all layers of a bundle.
+
+    capacity: slots of a layer that stay in memory. gates: the section with the gates is needed too. sums:
+    uint64 (layers, slots, 2), what is compared when a slot is read for the first time.
+    """
+
+    def __init__(
+        self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, capacity: int,
+        gates: bool = False, policy: Policy | None = None, lists: Lists | None = None,
+    ):  # fmt: skip
+        self.reader, self.layout, self.policy = reader, layout, policy or Policy()
+        if layout.alignment % reader.alignment:
+            raise EdgeError(
+                f"{reader.path}: its neurons lie at multiples of {layout.alignment} bytes, but this disk "
+                f"reads multiples of {reader.alignment}; pack it here again, or copy it to another disk."
+            )
+        self._sums, self._check, self._gates = sums, check, gates
+        self._sections = 2 if gates else 1
+        self.row_bytes = layout.stride if gates else layout.section_bytes(0)
+        self.capacity = min(capacity, layout.slots)
+        self.lists = lists or Lists(layout.neurons, gates)
+        self.stats = NeuronStats()
+        self.windows = [Window(layout.slots, self.capacity, self.policy.window) for _ in range(layout.layers)]
+        self._checked = np.zeros((layout.layers, layout.slots), bool)
+        step = layout.alignment
+        arena = self.capacity * self.row_bytes
+        self._arena = reserve(layout.layers * arena + step, huge_pages=True, what="neurons")
+        base = align(address(self._arena), step)
+        self._arenas = [base + layer * arena for layer in range(layout.layers)]
+        staged = 0 if self.capacity == layout.slots else layout.layer_bytes
+        self._staging = reserve(staged + step, huge_pages=True, what="neurons on their way")
+        self._staged = align(address(self._staging), step)
+        self._ticket: Ticket | None = None
+        self._unchecked: tuple[int, np.ndarray, np.ndarray] | None = None  # layer, slots, addresses
+
+    @staticmethod
+    def memory_bytes(layout: SlotLayout, capacity: int, gates: bool) -> int:
+        """What arenas of `capacity` slots, staging and lists take."""
+        row = layout.stride if gates else layout.section_bytes(0)
+        staging = layout.layer_bytes if capacity < layout.slots else 0
+        return layout.layers * capacity * row + staging + 5 * 16 * layout.neurons
+
+    def load(self) -> None:
+        """Fill the arenas with the first slots, which fire most often. Raises EdgeError as reading does."""
+        layout = self.layout
+        for layer, window in enumerate(self.windows):
+            slots = window.preload(self.capacity)
+            offsets = layout.layer_offset(layer) + slots * layout.stride
+            places = self._arenas[layer] + slots * self.row_bytes
+            if self.row_bytes == layout.stride and len(slots):
+                each = max(1, LONGEST // layout.stride)
+                lengths = np.diff(np.append(slots[::each], len(slots))) * layout.stride
+                self.reader.read(offsets[::each], lengths, places[::each])
+            elif len(slots):
+                self.reader.read(offsets, np.full(len(slots), self.row_bytes), places)
+            self._verify(layer, slots, places)
+
+    # -- a layer of a step -------------------------------------------------------------------------
+
+    def fire(self, layer: int, needed: np.ndarray, many: bool) -> None:
+        """Neurons `needed`, ascending, are about to be computed: begin to read what is not in memory, and
+        fill the lists. many: for several tokens, which leave the window as it is."""
+        begin = time.perf_counter()
+        layout, window = self.layout, self.windows[layer]
+        slots = needed if layout.per_slot == 1 else np.unique(needed // layout.per_slot)
+        if many or self.policy.fixed or self.policy.everything:
+            missing, staged = window.missing(slots), None
+            if self.policy.everything:
+                staged = np.flatnonzero(window.row_of < 0)
+            self._stage(layer, missing if staged is None else staged)
+            places = self._places(layer, slots, missing)
+        else:
+            change = window.advance(slots)
+            missing = change.slots
+            for source, target in change.moves.tolist():
+                self._move(layer, source, target)
+            places = self._places(layer, slots, missing[len(change.rows) :])
+            self._begin(layer, missing, len(change.rows))
+        self._list(needed, slots, places, missing)
+        stats = self.stats
+        stats.needed += len(slots)
+        stats.missed += len(missing)
+        stats.memory_seconds += time.perf_counter() - begin
+
+    def arrive(self) -> None:
+        """Return when all that fire() asked for is in memory. Raises EdgeError where it cannot be read, or
+        is not what was packed."""
+        ticket, self._ticket = self._ticket, None
+        begin = time.perf_counter()
+        if ticket is not None:
+            self.reader.wait(ticket)
+        self.stats.wait_seconds += time.perf_counter() - begin
+        if self._unchecked is not None:
+            layer, slots, places = self._unchecked
+            self._unchecked = None
+            self._verify(layer, slots, places)
+
+    def restart(self) -> None:
+        """After a step that broke off: what it was reading is not believed to be in memory."""
+        self._ticket = self._unchecked = None
+        for window in self.windows:
+            window.forget()
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _places(self, layer: int, slots: np.ndarray, staged: np.ndarray) -> np.ndarray:
+        """Addresses of slots, of which `staged` are in the staging area."""
+        places = self._arenas[layer] + self.windows[layer].row_of[slots] * self.row_bytes
+        if len(staged):
+            at = np.searchsorted(slots, staged)
+            places[at] = self._staged + staged * self.layout.stride
+        return places
+
+    def _list(self, needed: np.ndarray, slots: np.ndarray, places: np.ndarray, missing: np.ndarray) -> None:
+        layout, lists = self.layout, self.lists
+        if layout.per_slot == 1:
+            bases, within = places, np.zeros(len(needed), np.int64)
+            absent = np.zeros(len(slots), bool)
+            absent[np.searchsorted(slots, missing)] = True
+        else:
+            at = np.searchsorted(slots, needed // layout.per_slot)
+            bases, within = places[at], needed % layout.per_slot
+            absent = np.isin(slots, missing)[at]
+        first = bases + within * layout.neuron_bytes(0)
+        _tell(lists.all, needed, first)
+        _tell(lists.here, needed[~absent], first[~absent])
+        _tell(lists.arriving, needed[absent], first[absent])
+        if self._gates:
+            gates = bases + layout.section_offset(1) + within * layout.neuron_bytes(1)
+            _tell(lists.gate_here, needed[~absent], gates[~absent])
+            _tell(lists.gate_arriving, needed[absent], gates[absent])
+
+    def _begin(self, layer: int, missing: np.ndarray, rowed: int) -> None:
+        """Read the missing slots, the first `rowed` of them to rows of the arena."""
+        if not len(missing):
+            return
+        layout = self.layout
+        places = self._staged + missing * layout.stride
+        rows = self.windows[layer].row_of[missing[:rowed]]
+        places[:rowed] = self._arenas[layer] + rows * self.row_bytes
+        offsets = layout.layer_offset(layer) + missing * layout.stride
+        self._note(layer, missing, places)
+        if self.policy.apart:
+            self._read(*self._halves(offsets, places))
+        else:
+            self._read(offsets, np.full(len(offsets), self.row_bytes), places)
+
+    def _halves(self, offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A request for the rows of up and another one for the columns of down."""
+        layout = self.layout
+        middle = layout.per_slot * layout.neuron_bytes(0) // 2
+        end, step = align(middle, layout.alignment), layout.alignment
+        start = middle // step * step
+        both = np.concatenate([offsets, offsets + start])
+        lengths = np.repeat([end, self.row_bytes - start], len(offsets))
+        return both, lengths, np.concatenate([places, places + start])
+
+    def _stage(self, layer: int, slots: np.ndarray) -> None:
+        """Read slots to their places in the image of the layer, neighbours together."""
+        if not len(slots):
+            return
+        begin, stride = self.layout.layer_offset(layer), self.layout.stride
+        found = merge(begin + slots * stride, np.full(len(slots), self.row_bytes), GAP)
+        self._note(layer, slots, self._staged + slots * stride)
+        self._read(found.offsets, found.lengths, self._staged + found.offsets - begin)
+
+    def _read(self, offsets: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> None:
+        self._ticket = self.reader.start(offsets, lengths, places)
+        self.stats.bytes += int(lengths.sum())
+        self.stats.reads += len(lengths)
+
+    def _note(self, layer: int, slots: np.ndarray, places: np.ndarray) -> None:
+        """Slots that are read for the first time will be checked."""
+        new = ~self._checked[layer, slots]
+        if new.any():
+            self._unchecked = layer, slots[new], places[new]
+
+    def _verify(self, layer: int, slots: np.ndarray, places: np.ndarray) -> None:
+        for section in range(self._sections):
+            places = places + (self.layout.section_offset(section) if section else 0)
+            found = self._check(places, self.layout.section_bytes(section) // 8)
+            wrong = np.flatnonzero(found != self._sums[layer, slots, section])
+            if len(wrong):
+                neuron = int(slots[wrong[0]]) * self.layout.per_slot
+                raise EdgeError(
+                    f"{self.reader.path}: layer {layer}, neuron {neuron} is not what was packed (its "
+                    "checksum differs); pack the model again, or copy the bundle from where it is whole."
+                )
+        self._checked[layer, slots] = True
+
+    def _move(self, layer: int, source: int, target: int) -> None:
+        begin = self._arenas[layer] - address(self._arena)
+        rows = self._arena[begin : begin + self.capacity * self.row_bytes].reshape(-1, self.row_bytes)
+        rows[target] = rows[source]
