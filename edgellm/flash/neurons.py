@@ -29,17 +29,29 @@ Check = Callable[[np.ndarray, int], np.ndarray]  # addresses (n,), words each ->
 
 @dataclass(frozen=True)
 class Policy:
-    """How neurons come and go: each of these is a rung of the ladder that `edgellm bench --ladder` measures.
+    """How neurons come and go.
 
-    everything: all neurons are read that are not in memory, needed or not. fixed: the first ones stay in
+    nothing_stays: every weight is read for every token, neuron or not. everything: all neurons are read that
+    are not in memory, needed or not. fixed: the first ones stay in
     memory, and nothing else does. apart: up and down are read by a request each. window: tokens that a
     neuron stays after it fired, None for as long as there is room.
     """
 
+    nothing_stays: bool = False
     everything: bool = False
     fixed: bool = False
     apart: bool = False
     window: int | None = None
+
+
+# The rungs of the ladder, as in table 2 of the paper.
+POLICIES = {
+    "naive": Policy(nothing_stays=True, everything=True, fixed=True),
+    "hybrid": Policy(everything=True, fixed=True),
+    "active": Policy(fixed=True, apart=True),
+    "window": Policy(apart=True),
+    "bundle": Policy(),
+}
 
 
 @dataclass

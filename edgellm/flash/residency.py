@@ -104,6 +104,15 @@ def resident_room(matrices: Sequence[Matrix]) -> int:
     return sum(m.nbytes + 2 * ALIGNMENT for m in matrices)
 
 
+def least_budget(matrices: Sequence[Matrix]) -> int:
+    """The smallest budget that plan_residency takes where they do not fit."""
+    try:
+        plan_residency(matrices, 0)
+    except TooSmall as error:
+        return error.least
+    return 0
+
+
 def plan_residency(matrices: Sequence[Matrix], budget: int) -> Residency:
     """What to pin of the matrices, given in the order of use, when weights and ring may take `budget` bytes.
 

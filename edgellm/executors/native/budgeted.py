@@ -18,7 +18,14 @@ from edgellm.executors.native.weights import WeightStore
 from edgellm.flash.budget import Budget, resident_bytes
 from edgellm.flash.plan import Plan
 from edgellm.flash.reader import Reader
-from edgellm.flash.residency import ALIGNMENT, Residency, TooSmall, plan_residency, resident_room
+from edgellm.flash.residency import (
+    ALIGNMENT,
+    Residency,
+    TooSmall,
+    least_budget,
+    plan_residency,
+    resident_room,
+)
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.apart import compile_apart
 from edgellm.kernels.compile import load_kernels
@@ -54,11 +61,14 @@ def spend(
     kv = -(-needs.context // KV_CHUNK) * kv_bytes_before(program, needs.kv)[-1]
     budget = Budget(dram, resident_bytes(), needs.activations, kv, lookups)
     needed, capacity, neurons = matrices(layouts, offsets, used), 0, 0
+    room = budget.weights
     if sparse is not None:  # first the matrices, then as many neurons as there is room for
-        capacity = max(0, sparse.capacity(budget.weights - resident_room(needed)))
+        keep = not sparse.policy.nothing_stays
+        capacity = max(0, sparse.capacity(room - resident_room(needed))) if keep else 0
         neurons = sparse.memory_bytes(capacity)
+        room = room - neurons if keep else min(room - neurons, least_budget(needed))
     try:
-        return budget, plan_residency(needed, budget.weights - neurons), used, capacity
+        return budget, plan_residency(needed, room), used, capacity
     except TooSmall as error:
         raise budget.refusal(checkpoint.path.name, error.least + neurons, needs.context) from None
 
@@ -77,7 +87,7 @@ def plan_model(
     load_kernels(kernels, target)
     needs = Needs(context, counted_bytes(workspace), CHUNK, kv)
     budget, residency, _, capacity = spend(program, checkpoint, packed, dram, needs, sparse)
-    return Plan(budget, residency, sparse and sparse.share(capacity))
+    return Plan(budget, residency, sparse and sparse.plan(capacity))
 
 
 def streamed_store(

@@ -16,7 +16,7 @@ from edgellm.executors.native.budgeted import Needs, streamed_store
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.describe import describe_form, input_roundings
 from edgellm.executors.native.lower import Lowering
-from edgellm.executors.native.neurons import CHECK_KERNEL, Cut, SparseFfn
+from edgellm.executors.native.neurons import CHECK_KERNEL, Cut, SparseFfn, Watch
 from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
@@ -59,7 +59,8 @@ class NativeExecutor(Executor):
     int8; 1 to int8, which is faster in prefill and loses accuracy. kv: what sessions keep keys and values
     in, "fp16" or "int8". dram: bytes that the whole process may take, with a sequence of `context` tokens;
     weights that do not fit are read from flash for every token; of a bundle with neurons in slots, those
-    that fire. policy: how these come and go. progress(stage, done, total) reports "compiling" and
+    that fire. policy: how these come and go. watch: shown what goes into every FFN and who fires, of a model that is all in
+    memory. progress(stage, done, total) reports "compiling" and
     "packing".
     """
 
@@ -77,6 +78,7 @@ class NativeExecutor(Executor):
         dram: int | None = None,
         context: int | None = None,
         policy: Policy | None = None,
+        watch: Watch | None = None,
     ):
         if threads < 1:
             raise EdgeError(f"The number of threads must be at least 1, not {threads}.")
@@ -86,7 +88,15 @@ class NativeExecutor(Executor):
         self.target = target or host_target()
         sparse = self._sparse = SparseFfn.of(checkpoint, policy)
         prepared = prepare(
-            program, checkpoint, threads, self.target, activation_planes, kv, dram is None, sparse
+            program,
+            checkpoint,
+            threads,
+            self.target,
+            activation_planes,
+            kv,
+            dram is None,
+            sparse,
+            watched=watch is not None,
         )
         packed, self._workspace, self._lowered = prepared
         self._store: WeightStore | StreamedStore = packed
@@ -131,7 +141,8 @@ class NativeExecutor(Executor):
         )  # fmt: skip
         self._segments: Segments | None = None
         ring = self._store.ring if isinstance(self._store, StreamedStore) else None
-        if ring is not None or sparse is not None:
+        self._watch = watch
+        if ring is not None or sparse is not None or watch is not None:
             self._segments = Segments(
                 self._lowered, self._table, ring, self._team, self._step_kernel, self._meet
             )
@@ -274,8 +285,15 @@ class NativeExecutor(Executor):
         return found
 
     def _meet(self, cut: Cut, rows: int) -> None:
-        assert self._sparse is not None
-        self._sparse.meet(cut, self._workspace, rows)
+        if cut.kind == "watch":
+            assert self._watch is not None
+            assert cut.inputs is not None
+            assert cut.buffer is not None
+            inputs, gates = (self._workspace.array(b, rows) for b in (cut.inputs, cut.buffer))
+            self._watch(cut.layer, inputs, gates)
+        else:
+            assert self._sparse is not None
+            self._sparse.meet(cut, self._workspace, rows)
 
     def _logits(self, rows: int) -> np.ndarray:
         return self._workspace.array(self._workspace["logits"], rows).copy()

@@ -48,10 +48,10 @@ class Lowering(FfnParts):
 
     def __init__(
         self, program: Program, store: WeightStore | StreamedStore, workspace: Workspace, planes: int,
-        kv: str, sparse: SparseFfn | None = None,
+        kv: str, sparse: SparseFfn | None = None, watched: bool = False,
     ):  # fmt: skip
-        """sparse: how FFNs are computed whose neurons are in slots."""
-        super().__init__(program, store, workspace, planes, kv, sparse)
+        """sparse: how FFNs are computed whose neurons are in slots. watched: others stop behind the gate."""
+        super().__init__(program, store, workspace, planes, kv, sparse, watched)
         handlers: dict[type, Callable] = {
             ops.Embed: self._embed, ops.Norm: self._norm, ops.Rope: self._rope, ops.KvAppend: self._append,
             ops.Attend: self._attend, ops.Add: self._add, ops.Scale: self._scale, ops.Softcap: self._softcap,

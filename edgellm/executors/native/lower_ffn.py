@@ -26,9 +26,11 @@ class FfnParts(Parts):
             return
         if op.gate is not None:
             self._linear(op.x, "ffn.act", op.gate, None, rounding=op.rounding)
+            self._show("ffn.act", op)
             self._linear(op.x, "ffn.act", op.up, op.up_bias, gate=op.activation, rounding=op.rounding)
         else:
             self._linear(op.x, "ffn.up", op.up, op.up_bias, rounding=op.rounding)
+            self._show("ffn.up", op)
             self._elementwise(op.activation, "ffn.up", None, "ffn.act")
         self._linear(self._hidden(op), op.out, op.down, op.down_bias, add_to, rounding=op.rounding)
 
@@ -58,11 +60,19 @@ class FfnParts(Parts):
             self._cut("arrive", op)
         self._neuron_columns(op, self._hidden(op), add_to, sparse)
 
-    def _cut(self, kind: Literal["fire", "arrive"], op: ops.Ffn, buffer: Buffer | None = None) -> None:
+    def _show(self, name: str, op: ops.Ffn) -> None:
+        """Let somebody see who fires."""
+        if self._watched:
+            self._cut("watch", op, self._space[name], self._space[op.x])
+
+    def _cut(
+        self, kind: Literal["fire", "arrive", "watch"], op: ops.Ffn, buffer: Buffer | None = None,
+        inputs: Buffer | None = None,
+    ) -> None:  # fmt: skip
         """The step stops here."""
         assert op.layer is not None
         self._emit_pending()
-        self.result.cuts.append(Cut(len(self.result.instructions), kind, op.layer, buffer))
+        self.result.cuts.append(Cut(len(self.result.instructions), kind, op.layer, buffer, inputs))
 
     def _neuron_rows(
         self, op: ops.Ffn, role: Role, bias: ops.Weight | None, which: np.ndarray, act: Buffer,

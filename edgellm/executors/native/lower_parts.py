@@ -44,12 +44,13 @@ class Parts:
 
     def __init__(
         self, program: Program, store: WeightStore | StreamedStore, workspace: Workspace, planes: int,
-        kv: str, sparse: SparseFfn | None,
+        kv: str, sparse: SparseFfn | None, watched: bool,
     ):  # fmt: skip
         self.result = Lowered()
         self._planes = planes
         self._rest: Sequence[ops.Op] = ()  # the ops behind the one being lowered
-        self._store, self._space, self._sparse = store, workspace, sparse
+        self._store, self._space = store, workspace
+        self._sparse, self._watched = sparse, watched
         self._hazards = Hazards()
         # width -> buffer whose content the activation row holds, its rounding, and the zero point of its sums
         self._quantized: dict[int, tuple[str, ops.InputRounding, int | None]] = {}

@@ -15,6 +15,7 @@ import numpy as np
 from edgellm.errors import EdgeError
 from edgellm.executors.native.buffers import Buffer, Workspace
 from edgellm.flash.neurons import Check, Lists, Neurons, NeuronStats, Policy
+from edgellm.flash.plan import NeuronPlan, expected_misses
 from edgellm.flash.reader import Reader
 from edgellm.formats.slots import SECTIONS, Role
 from edgellm.kernels.layout import NeuronCheck, record
@@ -34,12 +35,14 @@ CHECK_KERNEL = "neuron_check"
 @dataclass(frozen=True)
 class Cut:
     """What happens before instruction number `at`. fire: the neurons of `buffer` that are not 0 are asked
-    for; arrive: they are waited for."""
+    for; arrive: they are waited for; watch: somebody is shown the rows of `buffer`, before the activation,
+    and of `inputs`, the FFN's."""
 
     at: int
-    kind: Literal["fire", "arrive"]
+    kind: Literal["fire", "arrive", "watch"]
     layer: int
     buffer: Buffer | None = None
+    inputs: Buffer | None = None
 
 
 class SparseFfn:
@@ -95,14 +98,24 @@ class SparseFfn:
         """What was read since the bundle was opened."""
         return self.neurons.stats if self.neurons else NeuronStats()
 
-    def share(self, capacity: int) -> float:
-        """Of the neurons that fire, those expected in memory with `capacity` slots of each layer: those of
-        the hottest slots. Without a calibration, that of any slots."""
-        slots, frequency = self.layout.slots, self.bundle.frequency
-        if frequency is None:
-            return capacity / slots
-        kept = frequency[:, : capacity * self.layout.per_slot].sum()
-        return float(kept / max(frequency.sum(), 1e-9))
+    def plan(self, capacity: int) -> NeuronPlan:
+        """What to expect of `capacity` slots of each layer in memory."""
+        layout, active, missing = self.layout, None, None
+        frequency = self.bundle.frequency
+        if frequency is not None:
+            each = layout.per_slot
+            idle = np.ones((layout.layers, layout.slots * each))
+            idle[:, : layout.neurons] -= frequency
+            slots = 1 - idle.reshape(layout.layers, layout.slots, each).prod(axis=2)  # one fires, any needed
+            active = float(slots.sum())
+            missing = sum(expected_misses(layer, capacity) for layer in slots)
+            if self.policy.fixed:
+                missing = float(slots[:, capacity:].sum())
+        row = layout.stride if self.gates else layout.section_bytes(0)
+        return NeuronPlan(
+            self.bundle.mode, layout.layers, layout.slots, capacity, row, self.memory_bytes(capacity), active,
+            missing,
+        )  # fmt: skip
 
     def restart(self) -> None:
         """After a step that broke off."""
@@ -148,3 +161,6 @@ def _check(team: Team, kernel: int) -> Check:
 
 
 Meet = Callable[[Cut, int], None]  # a cut, and how many rows the step has behind it
+# Layer, inputs of its FFN (rows, hidden), and what they make of the gate, or of up where there is none,
+# before the activation (rows, neurons); float32.
+Watch = Callable[[int, np.ndarray, np.ndarray], None]

@@ -24,16 +24,16 @@ ACTIVATION_PLANES = 2  # docs/decisions/0002
 
 def prepare(
     program: Program, checkpoint: Checkpoint, threads: int, target: Target, planes: int, kv: str,
-    in_memory: bool, sparse: SparseFfn | None = None,
+    in_memory: bool, sparse: SparseFfn | None = None, watched: bool = False,
 ) -> tuple[WeightStore, Workspace, Lowered]:  # fmt: skip
     """The layout of all weights, rows of activations, and the Program lowered to them; nothing is packed.
     planes, kv: as NativeExecutor takes them; in_memory: as WeightStore does; sparse: how the
-    FFNs of a bundle with neurons in slots are computed."""
+    FFNs of a bundle with neurons in slots are computed; watched: as Lowering does."""
     matrices, vectors = weights_of(program, sparse.left_out(program) if sparse else frozenset())
     base3 = in_base3(program, checkpoint, matrices, target)
     packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=in_memory)
     workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
-    return packed, workspace, Lowering(program, packed, workspace, planes, kv, sparse).result
+    return packed, workspace, Lowering(program, packed, workspace, planes, kv, sparse, watched).result
 
 
 def counted_bytes(workspace: Workspace) -> int:
