@@ -35,10 +35,10 @@ class Firing:
 
 
 def firing(
-    checkpoint: Checkpoint, text: str, threads: int, *, sparsity: float | None = None,
+    checkpoint: Checkpoint, text: str | Sequence[int], threads: int, *, sparsity: float | None = None,
     progress: Progress | None = None,
 ) -> Firing:  # fmt: skip
-    """Run the model over a text, with all weights in memory, and see who fires.
+    """Run the model over a text (or token ids), with all weights in memory, and see who fires.
 
     sparsity: share of the neurons' activations that shall not count, from 0 to 1, for activations that are
     never 0: the threshold of a layer is that quantile of their magnitudes (CATS, arXiv 2404.08763). Raises
@@ -97,11 +97,11 @@ def watch(
         executor.close()
 
 
-def _chunks(checkpoint: Checkpoint, text: str) -> list[list[int]]:
+def _chunks(checkpoint: Checkpoint, text: str | Sequence[int]) -> list[list[int]]:
     from edgellm.text.tokenizer import load_tokenizer
 
     context = min(CONTEXT, checkpoint.config.context_length)
-    tokens = list(load_tokenizer(checkpoint).encode(text))[:MOST_TOKENS]
+    tokens = list(load_tokenizer(checkpoint).encode(text) if isinstance(text, str) else text)[:MOST_TOKENS]
     if len(tokens) < FEWEST_TOKENS:
         raise EdgeError(
             f"The text has {len(tokens)} tokens, too few to see which neurons fire; give one of at least "

@@ -202,7 +202,9 @@ def link(objects: Iterable[bytes], target: Target) -> llvm.ExecutionEngine:
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features
     )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    # One piece of memory for all sections: between pieces there may be gigabytes of weights, and code reaches
+    # its constants within 2 GiB only.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
     for code in objects:
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
