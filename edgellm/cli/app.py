@@ -35,6 +35,8 @@ COMMANDS = {
     "plan": "plan",
     "perplexity": "perplexity",
     "convert": "convert",
+    "pack": "pack",
+    "verify": "verify",
     "flash": "flash",
 }
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.errors import EdgeError
 from edgellm.formats.bitnet_cpp import BitnetOptions, unpack_bitnet
 from edgellm.formats.checkpoint import Checkpoint, FileId, file_ids
+from edgellm.formats.config import ModelConfig
 from edgellm.formats.gguf_config import gguf_config
+from edgellm.formats.hf_config import hf_config
 from edgellm.formats.keys import Keys
 from edgellm.formats.shapes import check_shapes
 from edgellm.formats.tensor import Tensor
@@ -17,13 +21,18 @@ from edgellm.formats.tensor import Tensor
 if TYPE_CHECKING:
     from edgellm.formats.gguf_reader import Metadata
 
+# In the place of the keys of its architecture: the config.json of a model that GGUF has no keys for.
+CONFIG_KEY = "edgellm.config"
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-def open_gguf(path: str | Path, bitnet: BitnetOptions | None = None) -> Checkpoint:
+def open_gguf(
+    path: str | Path, bitnet: BitnetOptions | None = None, *, beside: Mapping[str, Tensor] | None = None
+) -> Checkpoint:
     """Open the GGUF file `path`; of a split model, any part ("name-00001-of-00003.gguf").
 
-    bitnet: what a file of bitnet.cpp leaves open; by default as the environment says.
+    bitnet: what a file of bitnet.cpp leaves open; by default as the environment says. beside: tensors of the
+    model that lie elsewhere.
 
     Raises EdgeError, one sentence naming the file, for whatever is wrong with it: not GGUF, truncated,
     damaged, of an unsupported type or architecture, or with shapes that disagree with the metadata.
@@ -41,7 +50,11 @@ def open_gguf(path: str | Path, bitnet: BitnetOptions | None = None) -> Checkpoi
         files += _add_parts(first, parts, metadata, tensors, bitnet)
     tensors, assumptions, read = unpack_bitnet(first, tensors, bitnet)
     files += read
-    config = gguf_config(first, metadata, tensors)
+    for name, tensor in (beside or {}).items():
+        if name in tensors:
+            raise EdgeError(f"{first}: the tensor {name} is here, and beside this file once more.")
+        tensors[name] = tensor
+    config = _config(first, metadata, tensors)
     tokens = metadata.array_length("tokenizer.ggml.tokens")
     if tokens is not None and tokens != config.vocab_size:
         raise EdgeError(
@@ -50,6 +63,21 @@ def open_gguf(path: str | Path, bitnet: BitnetOptions | None = None) -> Checkpoi
         )
     check_shapes(first, config, tensors)
     return Checkpoint(first, "gguf", config, tensors, metadata, files, assumptions)
+
+
+def _config(path: Path, metadata: Metadata, tensors: Mapping[str, Tensor]) -> ModelConfig:
+    if CONFIG_KEY not in metadata:
+        return gguf_config(path, metadata, tensors)
+    try:
+        values = json.loads(Keys(path, metadata).text(CONFIG_KEY))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise EdgeError(f"{path}: {CONFIG_KEY} is not a JSON dictionary; the file is damaged.")
+    config = hf_config(path, values)
+    if config.n_layers > len(tensors):
+        raise EdgeError(f"{path}: {config.n_layers} layers cannot be made of {len(tensors)} tensors.")
+    return config
 
 
 def _open_part(path: Path, bitnet: BitnetOptions) -> tuple[Metadata, dict[str, Tensor]]:

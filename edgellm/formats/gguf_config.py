@@ -30,8 +30,8 @@ _ARCHITECTURES = {
     "bitnet-25": ("bitnet", "relu2"),
     "bitnet-b1.58": ("bitnet", "relu2"),
 }
-# What the key hidden_activation may say. llama.cpp has it for other architectures only, and computes SiLU in a
-# Llama whatever it says.
+# What the key hidden_activation may say. llama.cpp has it for other architectures only, and computes SiLU in
+# a Llama whatever it says.
 _OTHER_ACTIVATIONS = {"llama": ("silu", "relu", "relu2"), "bitnet": ("silu", "relu2")}
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
