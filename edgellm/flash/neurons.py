@@ -1,8 +1,8 @@
 """Neurons from flash: those that a token needs and that are not in memory are read, a layer's in one batch.
 
-Each layer has an arena of rows, one for a slot (formats/slots.py), kept by a Window. What finds no room
-there, and the many that a whole prompt needs, goes to the staging area, an image of the layer as it is in
-the file, where neighbours are read in one piece.
+Each layer has an arena of rows, one for a slot (formats/slots.py), kept by Favourites or by a Window. What
+is not to stay there, and the many that a whole prompt needs, goes to the staging area, an image of the layer
+as it is in the file, where near neighbours are read in one piece.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgellm.errors import EdgeError
+from edgellm.flash.favourites import Favourites
 from edgellm.flash.merge import merge
 from edgellm.flash.reader import Reader
 from edgellm.flash.ticket import Ticket
@@ -33,14 +34,16 @@ class Policy:
 
     nothing_stays: every weight is read for every token, neuron or not. everything: all neurons are read that
     are not in memory, needed or not. fixed: the first ones stay in
-    memory, and nothing else does. apart: up and down are read by a request each. window: tokens that a
-    neuron stays after it fired, None for as long as there is room.
+    memory, and nothing else does. apart: up and down are read by a request each. merge: near
+    neighbours are read together. window: tokens that a neuron stays after it fired (window.py); None: the ones
+    that fire most stay (favourites.py).
     """
 
     nothing_stays: bool = False
     everything: bool = False
     fixed: bool = False
     apart: bool = False
+    merge: bool = True
     window: int | None = None
 
 
@@ -48,9 +51,10 @@ class Policy:
 POLICIES = {
     "naive": Policy(nothing_stays=True, everything=True, fixed=True),
     "hybrid": Policy(everything=True, fixed=True),
-    "active": Policy(fixed=True, apart=True),
-    "window": Policy(apart=True),
-    "bundle": Policy(),
+    "active": Policy(fixed=True, apart=True, merge=False),
+    "window": Policy(apart=True, merge=False),
+    "bundle": Policy(merge=False),
+    "merged": Policy(),
 }
 
 
@@ -96,13 +100,15 @@ def _tell(memory: np.ndarray, neurons: np.ndarray, addresses: np.ndarray) -> Non
 class Neurons:
     """The neurons of all layers of a bundle.
 
-    capacity: slots of a layer that stay in memory. gates: the section with the gates is needed too. sums:
+    capacity: slots of a layer that stay in memory. frequency: (layers, slots) share of tokens that need each.
+    gates: the section with the gates is needed too. sums:
     uint64 (layers, slots, 2), what is compared when a slot is read for the first time.
     """
 
     def __init__(
         self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, capacity: int,
         gates: bool = False, policy: Policy | None = None, lists: Lists | None = None,
+        frequency: np.ndarray | None = None,
     ):  # fmt: skip
         self.reader, self.layout, self.policy = reader, layout, policy or Policy()
         if layout.alignment % reader.alignment:
@@ -116,7 +122,7 @@ class Neurons:
         self.capacity = min(capacity, layout.slots)
         self.lists = lists or Lists(layout.neurons, gates)
         self.stats = NeuronStats()
-        self.windows = [Window(layout.slots, self.capacity, self.policy.window) for _ in range(layout.layers)]
+        self.keepers = [self._keeper(layer, frequency) for layer in range(layout.layers)]
         self._checked = np.zeros((layout.layers, layout.slots), bool)
         step = layout.alignment
         arena = self.capacity * self.row_bytes
@@ -128,6 +134,12 @@ class Neurons:
         self._staged = align(address(self._staging), step)
         self._ticket: Ticket | None = None
         self._unchecked: tuple[int, np.ndarray, np.ndarray] | None = None  # layer, slots, addresses
+        self._new: tuple[int, np.ndarray] | None = None  # layer, and slots that might stay
+
+    def _keeper(self, layer: int, frequency: np.ndarray | None) -> Window | Favourites:
+        if self.policy.window is not None:
+            return Window(self.layout.slots, self.capacity, self.policy.window)
+        return Favourites(self.layout.slots, self.capacity, None if frequency is None else frequency[layer])
 
     @staticmethod
     def memory_bytes(layout: SlotLayout, capacity: int, gates: bool) -> int:
@@ -139,8 +151,8 @@ class Neurons:
     def load(self) -> None:
         """Fill the arenas with the first slots, which fire most often. Raises EdgeError as reading does."""
         layout = self.layout
-        for layer, window in enumerate(self.windows):
-            slots = window.preload(self.capacity)
+        for layer, keeper in enumerate(self.keepers):
+            slots = keeper.preload(self.capacity)
             offsets = layout.layer_offset(layer) + slots * layout.stride
             places = self._arenas[layer] + slots * self.row_bytes
             if self.row_bytes == layout.stride and len(slots):
@@ -155,24 +167,20 @@ class Neurons:
 
     def fire(self, layer: int, needed: np.ndarray, many: bool) -> None:
         """Neurons `needed`, ascending, are about to be computed: begin to read what is not in memory, and
-        fill the lists. many: for several tokens, which leave the window as it is."""
+        fill the lists. many: for several tokens, which change nothing of what stays in memory."""
         begin = time.perf_counter()
-        layout, window = self.layout, self.windows[layer]
+        self._keep()
+        layout, keeper = self.layout, self.keepers[layer]
         slots = needed if layout.per_slot == 1 else np.unique(needed // layout.per_slot)
-        if many or self.policy.fixed or self.policy.everything:
-            missing, staged = window.missing(slots), None
-            if self.policy.everything:
-                staged = np.flatnonzero(window.row_of < 0)
-            self._stage(layer, missing if staged is None else staged)
-            places = self._places(layer, slots, missing)
+        if isinstance(keeper, Window) and not many:
+            missing, staged = self._to_rows(layer, keeper, slots)
         else:
-            change = window.advance(slots)
-            missing = change.slots
-            for source, target in change.moves.tolist():
-                self._move(layer, source, target)
-            places = self._places(layer, slots, missing[len(change.rows) :])
-            self._begin(layer, missing, len(change.rows))
-        self._list(needed, slots, places, missing)
+            missing = staged = keeper.missing(slots)
+            self._stage(layer, np.flatnonzero(keeper.row_of < 0) if self.policy.everything else missing)
+            if isinstance(keeper, Favourites) and not many and not self.policy.fixed:
+                keeper.note(slots)
+                self._new = layer, missing
+        self._list(needed, slots, self._places(layer, slots, staged), missing)
         stats = self.stats
         stats.needed += len(slots)
         stats.missed += len(missing)
@@ -193,15 +201,15 @@ class Neurons:
 
     def restart(self) -> None:
         """After a step that broke off: what it was reading is not believed to be in memory."""
-        self._ticket = self._unchecked = None
-        for window in self.windows:
-            window.forget()
+        self._ticket = self._unchecked = self._new = None
+        for keeper in self.keepers:
+            keeper.forget()
 
     # -- parts -------------------------------------------------------------------------------------
 
     def _places(self, layer: int, slots: np.ndarray, staged: np.ndarray) -> np.ndarray:
         """Addresses of slots, of which `staged` are in the staging area."""
-        places = self._arenas[layer] + self.windows[layer].row_of[slots] * self.row_bytes
+        places = self._arenas[layer] + self.keepers[layer].row_of[slots] * self.row_bytes
         if len(staged):
             at = np.searchsorted(slots, staged)
             places[at] = self._staged + staged * self.layout.stride
@@ -226,39 +234,63 @@ class Neurons:
             _tell(lists.gate_here, needed[~absent], gates[~absent])
             _tell(lists.gate_arriving, needed[absent], gates[absent])
 
-    def _begin(self, layer: int, missing: np.ndarray, rowed: int) -> None:
-        """Read the missing slots, the first `rowed` of them to rows of the arena."""
+    def _to_rows(self, layer: int, window: Window, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read what a token misses to rows of the arena. Returns the missing slots, and those of them that
+        found no room and are staged."""
+        change = window.advance(slots)
+        for source, target in change.moves.tolist():
+            self._move(layer, source, target)
+        missing, rowed = change.slots, len(change.rows)
         if not len(missing):
-            return
+            return missing, missing
         layout = self.layout
         places = self._staged + missing * layout.stride
-        rows = self.windows[layer].row_of[missing[:rowed]]
-        places[:rowed] = self._arenas[layer] + rows * self.row_bytes
+        places[:rowed] = self._arenas[layer] + change.rows * self.row_bytes
         offsets = layout.layer_offset(layer) + missing * layout.stride
         self._note(layer, missing, places)
-        if self.policy.apart:
-            self._read(*self._halves(offsets, places))
-        else:
-            self._read(offsets, np.full(len(offsets), self.row_bytes), places)
+        self._read(offsets, np.full(len(offsets), self.row_bytes), places)
+        return missing, missing[rowed:]
 
-    def _halves(self, offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A request for the rows of up and another one for the columns of down."""
-        layout = self.layout
+    def _halves(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and lengths of a request for the rows of up and another one for the columns of down."""
+        layout, step = self.layout, self.layout.alignment
         middle = layout.per_slot * layout.neuron_bytes(0) // 2
-        end, step = align(middle, layout.alignment), layout.alignment
         start = middle // step * step
-        both = np.concatenate([offsets, offsets + start])
-        lengths = np.repeat([end, self.row_bytes - start], len(offsets))
-        return both, lengths, np.concatenate([places, places + start])
+        lengths = np.repeat([align(middle, step), self.row_bytes - start], len(offsets))
+        return np.concatenate([offsets, offsets + start]), lengths
+
+    def _keep(self) -> None:
+        """Of what was read for a layer, some may stay: they are copied from the staging area, now that nobody
+        computes with the rows that they take."""
+        if self._new is None:
+            return
+        (layer, slots), self._new = self._new, None
+        keeper = self.keepers[layer]
+        assert isinstance(keeper, Favourites)
+        slots, rows = keeper.welcome(slots)
+        if len(slots):
+            image = self._image(self._staging, self._staged, self.layout.slots, self.layout.stride)
+            arena = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)
+            arena[rows] = image[slots, : self.row_bytes]
+
+    @staticmethod
+    def _image(memory: np.ndarray, place: int, rows: int, nbytes: int) -> np.ndarray:
+        """A view of memory as (rows, bytes), from the address `place` on."""
+        begin = place - address(memory)
+        return memory[begin : begin + rows * nbytes].reshape(rows, nbytes)
 
     def _stage(self, layer: int, slots: np.ndarray) -> None:
-        """Read slots to their places in the image of the layer, neighbours together."""
+        """Read slots to their places in the image of the layer, near neighbours together."""
         if not len(slots):
             return
         begin, stride = self.layout.layer_offset(layer), self.layout.stride
-        found = merge(begin + slots * stride, np.full(len(slots), self.row_bytes), GAP)
         self._note(layer, slots, self._staged + slots * stride)
-        self._read(found.offsets, found.lengths, self._staged + found.offsets - begin)
+        offsets, lengths = begin + slots * stride, np.full(len(slots), self.row_bytes)
+        if self.policy.apart:
+            offsets, lengths = self._halves(offsets)
+        elif self.policy.merge:
+            offsets, lengths, *_ = merge(offsets, lengths, GAP)
+        self._read(offsets, lengths, self._staged + offsets - begin)
 
     def _read(self, offsets: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> None:
         self._ticket = self.reader.start(offsets, lengths, places)
@@ -285,6 +317,5 @@ class Neurons:
         self._checked[layer, slots] = True
 
     def _move(self, layer: int, source: int, target: int) -> None:
-        begin = self._arenas[layer] - address(self._arena)
-        rows = self._arena[begin : begin + self.capacity * self.row_bytes].reshape(-1, self.row_bytes)
+        rows = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)
         rows[target] = rows[source]

@@ -54,7 +54,7 @@ def expected_misses(frequency: np.ndarray, capacity: int) -> float:
     """Slots of a layer that a token needs and that are not among the `capacity` used last.
 
     frequency: (slots,) of each. Che's approximation for independent references: what was used in the last T
-    tokens is there, with T such that they fill the memory. Real tokens repeat more, so this is an upper bound.
+    tokens is there, with T such that they fill the memory. Real tokens repeat more: it is an upper bound.
     """
     p = np.clip(frequency.astype(np.float64), 0, 1)
     if capacity >= np.count_nonzero(p):

@@ -59,9 +59,8 @@ class NativeExecutor(Executor):
     int8; 1 to int8, which is faster in prefill and loses accuracy. kv: what sessions keep keys and values
     in, "fp16" or "int8". dram: bytes that the whole process may take, with a sequence of `context` tokens;
     weights that do not fit are read from flash for every token; of a bundle with neurons in slots, those
-    that fire. policy: how these come and go. watch: shown what goes into every FFN and who fires, of a model that is all in
-    memory. progress(stage, done, total) reports "compiling" and
-    "packing".
+    that fire. policy: how these come and go. watch: shown what goes into every FFN and who fires, of a
+    model that is all in memory. progress(stage, done, total) reports "compiling" and "packing".
     """
 
     name = "native"

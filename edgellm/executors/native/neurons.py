@@ -98,19 +98,27 @@ class SparseFfn:
         """What was read since the bundle was opened."""
         return self.neurons.stats if self.neurons else NeuronStats()
 
+    def slot_frequency(self) -> np.ndarray | None:
+        """(layers, slots): share of tokens on which a slot is needed, if neurons fire independently; None
+        where nobody has measured how often they do."""
+        layout, frequency = self.layout, self.bundle.frequency
+        if frequency is None:
+            return None
+        idle = np.ones((layout.layers, layout.slots * layout.per_slot))
+        idle[:, : layout.neurons] -= frequency
+        return np.asarray(1 - idle.reshape(layout.layers, layout.slots, layout.per_slot).prod(axis=2))
+
     def plan(self, capacity: int) -> NeuronPlan:
         """What to expect of `capacity` slots of each layer in memory."""
         layout, active, missing = self.layout, None, None
-        frequency = self.bundle.frequency
+        frequency = self.slot_frequency()
         if frequency is not None:
-            each = layout.per_slot
-            idle = np.ones((layout.layers, layout.slots * each))
-            idle[:, : layout.neurons] -= frequency
-            slots = 1 - idle.reshape(layout.layers, layout.slots, each).prod(axis=2)  # one fires, any needed
-            active = float(slots.sum())
-            missing = sum(expected_misses(layer, capacity) for layer in slots)
-            if self.policy.fixed:
-                missing = float(slots[:, capacity:].sum())
+            active = float(frequency.sum())
+            if self.policy.window is None:
+                kept = np.sort(frequency, axis=1)[:, layout.slots - capacity :]
+                missing = active - float(kept.sum())
+            else:
+                missing = sum(expected_misses(layer, capacity) for layer in frequency)
         row = layout.stride if self.gates else layout.section_bytes(0)
         return NeuronPlan(
             self.bundle.mode, layout.layers, layout.slots, capacity, row, self.memory_bytes(capacity), active,
@@ -128,7 +136,15 @@ class SparseFfn:
         sums = np.asarray(self.bundle.sums)
         check = _check(team, kernel)
         self.neurons = Neurons(
-            reader, self.layout, sums, check, capacity, self.gates, self.policy, self.lists
+            reader,
+            self.layout,
+            sums,
+            check,
+            capacity,
+            self.gates,
+            self.policy,
+            self.lists,
+            self.slot_frequency(),
         )
         return self.neurons
 

@@ -1,0 +1,98 @@
+"""Which neurons of a layer stay in memory: those that fire most often, by a running average.
+
+Where tokens share little but the neurons that every token likes, an average over hundreds of tokens misses a
+quarter less than the window of the last ones does (docs/flash.md has the figures). A slot that was read takes
+the row of the least popular one only when it is more popular itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TOKENS = 256  # that the average goes over
+HYSTERESIS = 1.05  # times as popular a newcomer must be
+EVERY = 8  # tokens between two looks at who is least popular
+WEAKEST = 64  # rows that are then known to be
+
+
+class Favourites:
+    """The bookkeeping of one layer of `slots` slots with an arena of `capacity` rows.
+
+    frequency: (slots,) share of tokens that each fired on, where it is known.
+    """
+
+    def __init__(self, slots: int, capacity: int, frequency: np.ndarray | None = None):
+        self.capacity = min(capacity, slots)
+        self.row_of = np.full(slots, -1, np.int64)
+        self.pointer = np.full(self.capacity, -1, np.int64)
+        self.num_used = 0
+        # Scores grow by a step that grows itself: the same as if all others shrank, without touching them.
+        self._score = np.zeros(slots) if frequency is None else frequency.astype(np.float64) * TOKENS
+        self._step = 1.0
+        self._now = 0
+        self._weakest = np.zeros(0, np.int64)  # rows, the least popular first
+        self._next = 0
+
+    def preload(self, count: int) -> np.ndarray:
+        """Take the first `count` slots, as many as there is room for, into the first rows; returns them."""
+        count = min(count, self.capacity)
+        self.row_of[:count] = self.pointer[:count] = np.arange(count)
+        self.num_used = count
+        return np.arange(count)
+
+    def forget(self) -> None:
+        """Nothing is in memory."""
+        self.row_of[:] = self.pointer[:] = -1
+        self.num_used = 0
+        self._weakest = np.zeros(0, np.int64)
+
+    def missing(self, slots: np.ndarray) -> np.ndarray:
+        """Those of the slots that are not in memory."""
+        return slots[self.row_of[slots] < 0]
+
+    def note(self, slots: np.ndarray) -> None:
+        """A token needed these slots, each once."""
+        self._score[slots] += self._step
+        self._step *= 1 + 1 / TOKENS
+        if self._step > 1e12:
+            self._score /= self._step
+            self._step = 1.0
+        self._now += 1
+
+    def welcome(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Slots that were read: which of them may stay, and the rows that they get; the bookkeeping says so
+        from now on."""
+        free = min(len(slots), self.capacity - self.num_used)
+        if free:
+            rows = np.arange(self.num_used, self.num_used + free)
+            self.num_used += free
+            self._put(slots[:free], rows)
+            return slots[:free], rows
+        if not self.capacity or not len(slots):
+            return slots[:0], slots[:0]
+        if self._now % EVERY == 0 or self._next == len(self._weakest):
+            self._look()
+        victims = self._weakest[self._next :]
+        scores = self._score[slots]
+        bar = self._score[self.pointer[victims[0]]] * HYSTERESIS
+        hopeful = np.flatnonzero(scores > bar)
+        if not len(hopeful):
+            return slots[:0], slots[:0]
+        best = hopeful[np.argsort(-scores[hopeful], kind="stable")][: len(victims)]
+        rows = victims[: len(best)]
+        better = scores[best] > self._score[self.pointer[rows]] * HYSTERESIS
+        count = len(best) if better.all() else int(np.argmin(better))
+        self._next += count
+        self._put(slots[best[:count]], rows[:count])
+        return slots[best[:count]], rows[:count]
+
+    def _look(self) -> None:
+        scores = self._score[self.pointer]
+        count = min(WEAKEST, self.capacity)
+        rows = np.argpartition(scores, count - 1)[:count]
+        self._weakest, self._next = rows[np.argsort(scores[rows])], 0
+
+    def _put(self, slots: np.ndarray, rows: np.ndarray) -> None:
+        old = self.pointer[rows]
+        self.row_of[old[old >= 0]] = -1
+        self.pointer[rows], self.row_of[slots] = slots, rows

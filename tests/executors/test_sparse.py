@@ -1,0 +1,156 @@
+"""Bundles whose neurons come from flash give what the model in memory gives."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.errors import EdgeError
+from edgellm.executors.native import NativeExecutor
+from edgellm.executors.native.neurons import SparseFfn
+from edgellm.flash.neurons import POLICIES, NeuronStats, Policy
+from edgellm.formats.checkpoint import open_checkpoint
+from edgellm.formats.edge_pack import pack
+from edgellm.models import build_program
+from tools.synthetic.shapes import SHAPES
+from tools.synthetic.write import write
+
+PROMPT = np.random.default_rng(3).integers(300, 500, 40)
+CONTEXT = 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with ReLU and random weights, and its bundle."""
+    found: Path = tmp_path_factory.mktemp("sparse")
+    write(found / "relu.gguf", SHAPES["tiny"], name="tiny", seed=1)
+    pack(open_checkpoint(found / "relu.gguf"), found / "relu.edge", mode="sparse-exact")
+    return found
+
+
+@pytest.fixture(scope="module")
+def ternary(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Path:
+    """The bundle of the model that ships."""
+    found: Path = tmp_path_factory.mktemp("ternary") / "tiny.edge"
+    pack(open_checkpoint(shipped), found, mode="sparse-exact")
+    return found
+
+
+@pytest.fixture
+def capacity(monkeypatch: pytest.MonkeyPatch):
+    """capacity(n): from now on n slots of each layer stay in memory."""
+
+    def fix(slots: int) -> None:
+        open_neurons = SparseFfn.open
+        monkeypatch.setattr(
+            SparseFfn, "open", lambda self, team, kernel, _: open_neurons(self, team, kernel, slots)
+        )
+
+    return fix
+
+
+def greedy(
+    path: Path, count: int, threads: int = 2, policy: Policy | None = None, prompt: np.ndarray = PROMPT
+) -> tuple[np.ndarray, NeuronStats | None]:
+    """Logits of the prompt's last token and of `count` greedy ones."""
+    checkpoint = open_checkpoint(path)
+    executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, threads, policy=policy)
+    try:
+        session = executor.new_session(CONTEXT)
+        logits = [session.prefill(prompt)]
+        for _ in range(count):
+            logits.append(session.decode(int(logits[-1].argmax())))
+        return np.array(logits), executor._sparse.stats if executor._sparse else None
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("slots", [0, 20, 94])
+def test_a_ternary_model_is_the_same_to_the_last_bit(
+    ternary: Path, shipped: Path, capacity, threads: int, slots: int
+) -> None:
+    expected, _ = greedy(shipped, 24, threads)
+    capacity(slots)
+    found, stats = greedy(ternary, 24, threads)
+    assert (found == expected).all()
+    assert stats is not None
+    assert (stats.missed > 0) == (slots < 94)
+
+
+def test_256_tokens_are_those_of_the_model_in_memory(ternary: Path, shipped: Path, capacity) -> None:
+    expected, _ = greedy(shipped, 256)
+    capacity(40)
+    for threads in (1, 2):
+        found, _ = greedy(ternary, 256, threads)
+        assert (found.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.parametrize("rung", [*POLICIES, "window of 2"])
+def test_what_stays_in_memory_changes_no_bit(folder: Path, capacity, rung: str) -> None:
+    everything, stats = greedy(folder / "relu.edge", 20)
+    assert stats is not None
+    assert stats.missed == 0
+    capacity(0 if rung == "naive" else 150)
+    policy = POLICIES.get(rung, Policy(window=2))
+    found, some = greedy(folder / "relu.edge", 20, 1, policy)
+    assert (found == everything).all()
+    assert some is not None
+    assert some.missed > 0
+    assert some.needed == stats.needed
+
+
+def test_it_is_near_the_dense_model(folder: Path) -> None:
+    dense, _ = greedy(folder / "relu.gguf", 20)
+    sparse, _ = greedy(folder / "relu.edge", 20)
+    assert np.abs(dense - sparse).max() < 2e-3 * np.abs(dense).max()
+    assert (dense.argmax(1) == sparse.argmax(1)).all()
+
+
+def test_long_prompts_and_batches(ternary: Path, shipped: Path, capacity) -> None:
+    capacity(30)
+    prompt = np.random.default_rng(4).integers(300, 4000, 300)  # two steps
+    results = []
+    for path in (shipped, ternary):
+        checkpoint = open_checkpoint(path)
+        executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)
+        sessions = [executor.new_session(CONTEXT) for _ in range(3)]
+        rows = [session.prefill(prompt[i:]) for i, session in enumerate(sessions)]
+        rows.append(executor.decode_batch(sessions, [5, 6, 7]))
+        rows.append(sessions[0].forward(prompt[:20], all_logits=True))
+        executor.close()
+        results.append(np.concatenate([np.atleast_2d(row) for row in rows]))
+    assert (results[0] == results[1]).all()
+
+
+def test_a_flipped_byte_is_named_on_first_touch(folder: Path, tmp_path: Path, capacity) -> None:
+    bundle = tmp_path / "bad.edge"
+    shutil.copytree(folder / "relu.edge", bundle)
+    checkpoint = open_checkpoint(bundle)
+    assert checkpoint.bundle is not None
+    layout = checkpoint.bundle.layout
+    assert layout is not None
+    with (bundle / "ffn.bin").open("r+b") as file:
+        for neuron in range(layout.neurons):  # whoever fires
+            at = layout.layer_offset(2) + neuron // layout.per_slot * layout.stride + 100
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 16]))
+    capacity(0)
+    with pytest.raises(EdgeError, match=r"ffn\.bin: layer 2, neuron \d+ is not what was packed"):
+        greedy(bundle, 20)
+
+
+def test_a_model_that_fits_checks_every_neuron(folder: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bad.edge"
+    shutil.copytree(folder / "relu.edge", bundle)
+    size = (bundle / "ffn.bin").stat().st_size
+    with (bundle / "ffn.bin").open("r+b") as file:
+        file.seek(size - 8)
+        file.write(b"\x55")
+    with pytest.raises(EdgeError, match="checksum"):
+        greedy(bundle, 1)
