@@ -127,8 +127,6 @@ def _calibrated(checkpoint: Checkpoint, text: Path, threads: int | None) -> dict
     """Arguments of edge_pack.pack: order, frequency and calibration, by how often neurons fire on a text."""
     import hashlib
 
-    import numpy as np
-
     from edgellm.cli.flash import steps
     from edgellm.cli.output import read_text
     from edgellm.cpus import default_threads
@@ -138,7 +136,7 @@ def _calibrated(checkpoint: Checkpoint, text: Path, threads: int | None) -> dict
     with steps(f"reading {text.name}") as advance:
         fired = firing(checkpoint, words, threads or default_threads(), progress=advance)
     return {
-        "order": np.argsort(-fired.frequency, axis=1, kind="stable"),
+        "order": fired.order,
         "frequency": fired.frequency,
         "calibration": {
             "text": text.name,
