@@ -33,10 +33,9 @@ class Policy:
     """How neurons come and go.
 
     nothing_stays: every weight is read for every token, neuron or not. everything: all neurons are read that
-    are not in memory, needed or not. fixed: the first ones stay in
-    memory, and nothing else does. apart: up and down are read by a request each. merge: near
-    neighbours are read together. window: tokens that a neuron stays after it fired (window.py); None: the ones
-    that fire most stay (favourites.py).
+    are not in memory, needed or not. fixed: the first ones stay in memory, and nothing else does. apart: up
+    and down are read by a request each. merge: near neighbours are read together. window: tokens that a
+    neuron stays after it fired (window.py); None: the ones that fire most stay (favourites.py).
     """
 
     nothing_stays: bool = False
@@ -101,8 +100,8 @@ class Neurons:
     """The neurons of all layers of a bundle.
 
     capacity: slots of a layer that stay in memory. frequency: (layers, slots) share of tokens that need each.
-    gates: the section with the gates is needed too. sums:
-    uint64 (layers, slots, 2), what is compared when a slot is read for the first time.
+    gates: the section with the gates is needed too. sums: uint64 (layers, slots, 2), what is compared when a
+    slot is read for the first time.
     """
 
     def __init__(

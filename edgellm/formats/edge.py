@@ -115,7 +115,7 @@ class SlotTensor(LazyTensor):
         layout, role, slots = (self.__dict__[f"_{field}"] for field in ("layout", "role", "slots"))
         vectors = layout.view(slots[neurons // layout.per_slot], role)
         chosen = vectors[np.arange(len(neurons)), neurons % layout.per_slot]
-        return decode(chosen, role, layout.codecs[role], layout.hidden)
+        return decode(chosen, role, layout.codecs[role])
 
 
 def open_edge(path: str | Path) -> Checkpoint:

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.errors import EdgeError
-from edgellm.formats.slots import Codec, Role, pack_trits, vector_bytes
+from edgellm.formats.slots import UNIT, Codec, Role, arrange, pack_trits, vector_bytes
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.ternary import LazyTensor
 from edgellm.formats.ternary_blocks import TERNARY_TYPES, pack_blocks, unpack_blocks
 from edgellm.formats.types import TENSOR_TYPES
 
 _AT_ONCE = 1 << 22  # weights decoded at a time: 16 MiB as float32, of which quantising makes a few copies
+_NEURONS_AT_ONCE = 1024
 _GROUP = 64  # rows of down that are taken together: a multiple of every codec's block
 _NARROW = 5.0  # bits a weight, scales included, up to which a source counts as one of four bits
 # What a code means: value = scale * (code - zero), modulo 256 for Q8_0, whose codes are int8.
@@ -153,10 +154,10 @@ def choose_codecs(
         else:
             same = kinds == {"Q4_0"} and all(matrix.factor == 1 for matrix in layers)
             codecs[role] = "q4_0" if same else "q8_0"
-        if codecs[role] != "t2" and hidden % 32:
+        if hidden % UNIT:
             raise EdgeError(
-                f"{layers[0].path}: the hidden size is {hidden}, not a multiple of 32, so the neurons fill "
-                "no whole blocks; pack it with --mode stream."
+                f"{layers[0].path}: the hidden size is {hidden}, not a multiple of {UNIT}, which neurons in "
+                "slots need; pack it with --mode stream."
             )
     return codecs
 
@@ -169,12 +170,13 @@ def row_vectors(matrix: Matrix, role: Role, codec: Codec, neurons: np.ndarray) -
         tail = np.ascontiguousarray(scales, "<f4").view(np.uint8).reshape(-1, 4)
         return np.concatenate([pack_trits(codes), tail], axis=1), Loss()
     if matrix.factor == 1 and kind == codec.upper():
-        return matrix.tensor.data[neurons], Loss()
+        return arrange(matrix.tensor.data[neurons], codec), Loss()
     if matrix.factor == 1 and _fits(kind, codec):
         codes, scales = matrix.integers(neurons)
         scales = np.repeat(scales, TENSOR_TYPES[kind].block // 32, axis=1)
-        return _blocks(_recoded(codes, kind, codec), scales, codec), Loss()
-    return _quantized(matrix, matrix.values(neurons), codec)
+        return arrange(_blocks(_recoded(codes, kind, codec), scales, codec), codec), Loss()
+    blocks, loss = _quantized(matrix, matrix.values(neurons), codec)
+    return arrange(blocks, codec), loss
 
 
 def column_vectors(
@@ -198,14 +200,16 @@ def column_vectors(
             values = np.ascontiguousarray(matrix.values(rows)[:, order].T)
             part[:], lost = _quantized(matrix, values, codec)
             loss += lost
+    if codec != "t2":  # some at a time: it takes a copy
+        for begin in range(0, n, _NEURONS_AT_ONCE):
+            some = vectors[begin : begin + _NEURONS_AT_ONCE]
+            some[:] = arrange(some, codec)
     return vectors, scales, loss
 
 
 def _put_trits(part: np.ndarray, codes: np.ndarray, order: np.ndarray) -> None:
     """pack_trits of the columns of codes (rows, n)."""
-    padded = np.full((-(-len(codes) // 64) * 64, codes.shape[1]), 1, np.uint8)
-    padded[: len(codes)] = codes
-    quarters = padded.reshape(-1, 4, 16, codes.shape[1])
+    quarters = codes.reshape(-1, 4, 16, codes.shape[1])
     packed = quarters[:, 0].copy()
     for i in (1, 2, 3):
         packed |= quarters[:, i] << np.uint8(2 * i)

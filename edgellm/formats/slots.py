@@ -11,10 +11,14 @@ each padded with zeros to the alignment, and only with the roles that the bundle
 
 A vector of k weights is kept in one of these codecs:
 
-    q4_0, q8_0  ggml's blocks of 32: a float16 scale and 16 or 32 bytes of codes
+    q4_0, q8_0  the scales and codes of ggml's types: first the float16 scales of all blocks of 32, then of
+                every two blocks 64 codes. q8_0: a byte each, value + 128. q4_0: byte m of 32 holds
+                value + 8 of weight m in its low half and of weight 32 + m in its high half
     t2          trits t: byte m of every 16 holds the codes t + 1 of weights m, 16 + m, 32 + m and 48 + m of
                 64 in its bits 0, 2, 4 and 6; behind a row of up or gate its float32 scale. The scales of
                 down, one for each of its rows, are not in the slots.
+
+k is a multiple of 64.
 """
 
 from __future__ import annotations
@@ -34,16 +38,15 @@ CODECS = ("q4_0", "q8_0", "t2")
 SUPERBLOCK = 4096
 LAYER_ALIGNMENT = 2 << 20
 MOST_IN_A_SLOT = 16
+UNIT = 64  # weights that lie together
 _PADDING = 1 / 16  # share of a slot that may be padding before more neurons are put into one
 
 
 def vector_bytes(role: Role, codec: Codec, k: int) -> int:
-    """Of a vector of k weights."""
+    """Of a vector of k weights, a multiple of UNIT."""
     if codec == "t2":
-        return -(-k // 64) * 16 + (0 if role == "down" else 4)
+        return k // UNIT * 16 + (0 if role == "down" else 4)
     block = TENSOR_TYPES[codec.upper()]
-    if k % block.block:
-        raise ValueError(f"{codec} takes multiples of {block.block} weights, not {k}")
     return k // block.block * block.nbytes
 
 
@@ -71,7 +74,9 @@ class SlotLayout:
         cls, layers: int, neurons: int, hidden: int, codecs: Mapping[Role, Codec], alignment: int
     ) -> SlotLayout:
         """As few neurons to a slot as keep its padding small."""
-        found = [cls(layers, neurons, hidden, dict(codecs), alignment, n) for n in range(1, MOST_IN_A_SLOT + 1)]
+        found = [
+            cls(layers, neurons, hidden, dict(codecs), alignment, n) for n in range(1, MOST_IN_A_SLOT + 1)
+        ]
         good = [one for one in found if one.padding_share <= _PADDING]
         return good[0] if good else min(found, key=lambda one: one.padding_share)
 
@@ -146,30 +151,64 @@ def checksums(sections: np.ndarray) -> np.ndarray:
 
 
 def pack_trits(codes: np.ndarray) -> np.ndarray:
-    """uint8 codes 0, 1, 2 (n, k) -> t2 bytes (n, ceil(k / 64) * 16); what is missing counts as trit 0."""
-    n, k = codes.shape
-    padded = np.full((n, _align(k, 64)), 1, np.uint8)
-    padded[:, :k] = codes
-    quarters = padded.reshape(n, -1, 4, 16)
+    """uint8 codes 0, 1, 2 (n, k) -> t2 bytes (n, k / 4)."""
+    n = len(codes)
+    quarters = codes.reshape(n, -1, 4, 16)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     packed: np.ndarray = np.bitwise_or.reduce(quarters << shifts, axis=2)
     return packed.reshape(n, -1)
 
 
-def unpack_trits(data: np.ndarray, k: int) -> np.ndarray:
+def unpack_trits(data: np.ndarray) -> np.ndarray:
     """The inverse of pack_trits: uint8 codes (n, k)."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     quarters = (data.reshape(len(data), -1, 1, 16) >> shifts) & 3
-    return np.ascontiguousarray(quarters.reshape(len(data), -1)[:, :k])
+    return np.ascontiguousarray(quarters.reshape(len(data), -1))
 
 
-def decode(data: np.ndarray, role: Role, codec: Codec, k: int) -> np.ndarray:
+def arrange(blocks: np.ndarray, codec: Codec) -> np.ndarray:
+    """ggml's blocks of Q4_0 or Q8_0, uint8 (n, bytes), as the vectors of q4_0 or q8_0: the same size."""
+    n, each = len(blocks), TENSOR_TYPES[codec.upper()].nbytes
+    found = np.empty_like(blocks)
+    split = blocks.reshape(n, -1, each)
+    heads = 2 * split.shape[1]
+    found[:, :heads] = split[:, :, :2].reshape(n, -1)
+    codes, out = split[:, :, 2:], found[:, heads:]
+    if codec == "q8_0":
+        np.bitwise_xor(codes, 0x80, out=out.reshape(codes.shape))
+        return found
+    pairs, out = codes.reshape(n, -1, 2, 16), out.reshape(n, -1, 2, 16)  # ggml: low half m, high half 16 + m
+    first, second = pairs[:, :, 0], pairs[:, :, 1]
+    out[:, :, 0] = (first & 15) | (second & 15) << 4
+    out[:, :, 1] = (first >> 4) | (second & 0xF0)
+    return found
+
+
+def blocks_of(vectors: np.ndarray, codec: Codec) -> np.ndarray:
+    """The inverse of arrange."""
+    n, each = len(vectors), TENSOR_TYPES[codec.upper()].nbytes
+    count = vectors.shape[1] // each
+    found = np.empty_like(vectors).reshape(n, count, each)
+    found[:, :, :2] = vectors[:, : 2 * count].reshape(n, count, 2)
+    codes = np.ascontiguousarray(vectors[:, 2 * count :])
+    if codec == "q8_0":
+        found[:, :, 2:] = codes.reshape(n, count, 32) ^ 0x80
+        return found.reshape(n, -1)
+    halves = codes.reshape(n, -1, 2, 16)
+    pairs = np.empty((n, count // 2, 2, 16), np.uint8)
+    pairs[:, :, 0] = (halves[:, :, 0] & 15) | (halves[:, :, 1] & 15) << 4
+    pairs[:, :, 1] = (halves[:, :, 0] >> 4) | (halves[:, :, 1] & 0xF0)
+    found[:, :, 2:] = pairs.reshape(n, count, 16)
+    return found.reshape(n, -1)
+
+
+def decode(data: np.ndarray, role: Role, codec: Codec) -> np.ndarray:
     """float32 (n, k) of n vectors' bytes; of a ternary down the trits alone."""
     data = np.ascontiguousarray(data)
     if codec == "t2":
         body = data if role == "down" else data[:, :-4]
-        trits = unpack_trits(np.ascontiguousarray(body), k).astype(np.float32) - 1
+        trits = unpack_trits(np.ascontiguousarray(body)).astype(np.float32) - 1
         return trits if role == "down" else trits * np.ascontiguousarray(data[:, -4:]).view("<f4")
     from edgellm.formats.types import dequantize
 
-    return dequantize(data, codec.upper())
+    return dequantize(blocks_of(data, codec), codec.upper())

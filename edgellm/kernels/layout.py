@@ -78,12 +78,13 @@ Quantize = slots(
 Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WIDTH EPS WEIGHT BIAS LAYER")
 # Some neurons of an FFN, wherever they are in memory. LIST: int64 COUNT, then pairs of a neuron's number and
 # its address. ACT: rows of float32, a column for each neuron; those that are 0 do not fire. VECTOR: bytes
-# from a neuron's address to the vector that is read, of UNITS units. X: rows of float32, or with rounded
-# inputs of an ActLayout whose scale is at X_SCALE. WEIGHT_SCALE: bytes from the vector to its float32 scale,
-# where it has a single one. BIAS: float32 for each neuron, or 0. FACTOR is a float64.
+# from a neuron's address to the vector that is read, of UNITS units. INPUT: rows of an ActLayout.
+# WEIGHT_SCALE: bytes from the vector to its float32 scale, where it has a single one. BIAS: float32 for each
+# neuron, or 0. FACTOR is a float64.
 NeuronRows = slots(
     "NeuronRows",
-    "LIST X X_STRIDE X_PRIVATE X_SCALE UNITS VECTOR WEIGHT_SCALE ACT ACT_STRIDE BIAS FACTOR",
+    "LIST INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM UNITS VECTOR WEIGHT_SCALE "
+    "ACT ACT_STRIDE BIAS FACTOR",
 )
 # HIDDEN: as ACT, or with rounded inputs rows of an ActLayout whose scale is at HIDDEN_SCALE. ROW_SCALES:
 # float32 for each row of OUT, for codecs without scales.

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 
 SECTIONS = (("up", "down"), ("gate",))
-BLOCKS = {"q4_0": (18, gguf.GGMLQuantizationType.Q4_0), "q8_0": (34, gguf.GGMLQuantizationType.Q8_0)}
+BLOCKS = {"q4_0": 18, "q8_0": 34}  # bytes of 32 weights
 
 
 def source_weights(path: Path) -> dict[str, np.ndarray]:
@@ -59,15 +59,24 @@ def bundle_weights(path: Path) -> dict[str, np.ndarray]:
 
 def _nbytes(role: str, codec: str, hidden: int) -> int:
     if codec == "t2":
-        return -(-hidden // 64) * 16 + 4 * (role != "down")
-    return hidden // 32 * BLOCKS[codec][0]
+        return hidden // 4 + 4 * (role != "down")
+    return hidden // 32 * BLOCKS[codec]
 
 
 def _decoded(data: np.ndarray, role: str, codec: str, hidden: int) -> np.ndarray:
     """float32 (n, hidden) of bytes (n, nbytes); of a ternary down the trits."""
     if codec != "t2":
-        return gguf.quants.dequantize(data, BLOCKS[codec][1]).astype(np.float32)
-    body = data[:, : -(-hidden // 64) * 16].reshape(len(data), -1, 1, 16)
+        scales = np.ascontiguousarray(data[:, : hidden // 16]).view("<f2").astype(np.float32)
+        body = data[:, hidden // 16 :]
+        if codec == "q4_0":
+            body = body.reshape(len(data), -1, 32)
+            codes = (
+                np.concatenate([body & 15, body >> 4], axis=2).reshape(len(data), -1).astype(np.float32) - 8
+            )
+        else:
+            codes = body.astype(np.float32) - 128
+        return codes * np.repeat(scales, 32, axis=1)
+    body = data[:, : hidden // 4].reshape(len(data), -1, 1, 16)
     trits = np.concatenate([(body >> shift) & 3 for shift in (0, 2, 4, 6)], axis=2)
     values = trits.reshape(len(data), -1)[:, :hidden].astype(np.float32) - 1
     return values if role == "down" else values * np.ascontiguousarray(data[:, -4:]).view("<f4")

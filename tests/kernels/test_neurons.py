@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.formats.slots import decode, pack_trits
+from edgellm.formats.slots import arrange, decode, pack_trits
 from edgellm.kernels.layout import ActLayout, NeuronColumns, NeuronRows, record
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.neuron_codes import UNIT
 from tests.kernels.conftest import RunKernel
 
-NEURONS, HIDDEN, TOKENS = 37, 2240, 3
+NEURONS, HIDDEN, TOKENS = 64, 2240, 3
 CODECS = ("q4_0", "q8_0", "t2")
 
 
@@ -26,7 +26,7 @@ def vectors(rng: np.random.Generator, codec: str, role: str, n: int) -> np.ndarr
     from gguf import GGMLQuantizationType, quants
 
     values = rng.standard_normal((n, HIDDEN)).astype(np.float32)
-    return quants.quantize(values, GGMLQuantizationType[codec.upper()])
+    return arrange(quants.quantize(values, GGMLQuantizationType[codec.upper()]), codec)  # type: ignore[arg-type]
 
 
 def listed(memory: np.ndarray, neurons: np.ndarray) -> np.ndarray:
@@ -35,15 +35,26 @@ def listed(memory: np.ndarray, neurons: np.ndarray) -> np.ndarray:
     return np.array([len(neurons), *(x for pair in pairs for x in pair)], np.int64)
 
 
-def rounded_rows(rng: np.random.Generator, k: int) -> tuple[np.ndarray, np.ndarray, ActLayout]:
-    """(rows of an ActLayout, their values, the layout)."""
+def rounded_rows(
+    rng: np.random.Generator, k: int, planes: int = 1
+) -> tuple[np.ndarray, np.ndarray, ActLayout]:
+    """(rows of an ActLayout, their values, the layout): one plane with a scale to a row, or two with one to
+    every 32 inputs."""
     act = ActLayout(k)
     rows = aligned(TOKENS * act.stride, np.uint8).reshape(TOKENS, -1)
-    codes = rng.integers(-127, 128, (TOKENS, k)).astype(np.int8)
-    scales = rng.uniform(0.01, 1, TOKENS).astype(np.float32)
-    rows[:, :k] = codes.view(np.uint8)
-    rows[:, act.scale : act.scale + 4] = scales[:, None].view(np.uint8)
-    return rows, codes * scales[:, None].astype(np.float64), act
+    most = 127 if planes == 1 else 32512
+    codes = rng.integers(-most, most + 1, (TOKENS, k))
+    high = codes if planes == 1 else (codes + 128) >> 8
+    rows[:, :k] = high.astype(np.int8).view(np.uint8)
+    if planes == 2:
+        rows[:, act.low : act.low + k] = (codes - 256 * high).astype(np.int8).view(np.uint8)
+    scales = rng.uniform(0.01, 1, (TOKENS, k // 32)).astype(np.float32) / most
+    if planes == 1:
+        scales[:] = scales[:, :1]
+    rows[:, act.scale : act.scale + k // 8] = scales.view(np.uint8)
+    sums = scales * codes.reshape(TOKENS, -1, 32).sum(2).astype(np.float32)
+    rows[:, act.fsum32 : act.fsum32 + k // 8] = sums.astype(np.float32).view(np.uint8)
+    return rows, codes * np.repeat(scales.astype(np.float64), 32, axis=1), act
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -59,22 +70,18 @@ def test_rows_of_some_neurons(target, run_kernel: RunKernel, codec: str, rounded
     act[:] = rng.standard_normal(act.shape)
     act[0, 3] = 0
     before = act.copy()
-    x = aligned(TOKENS * HIDDEN, np.float32).reshape(TOKENS, -1)
-    x[:] = rng.standard_normal(x.shape)
-    values, row, scale_at = x.astype(np.float64), 4 * HIDDEN, 0
-    rows = x.view(np.uint8)
-    if rounded:
-        rows, values, layout = rounded_rows(rng, HIDDEN)
-        row, scale_at = layout.stride, layout.scale
+    rows, values, layout = rounded_rows(rng, HIDDEN, 1 if rounded else 2)
     bias = rng.standard_normal(NEURONS).astype(np.float32)
     which = listed(memory, some)
     args = record(
-        NeuronRows, LIST=address(which), X=address(rows), X_STRIDE=row, X_SCALE=scale_at,
-        UNITS=HIDDEN // UNIT[codec], WEIGHT_SCALE=data.shape[1] - 4, ACT=address(act),
-        ACT_STRIDE=4 * NEURONS, BIAS=address(bias), FACTOR=1.0,
+        NeuronRows, LIST=address(which), INPUT=address(rows), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
+        ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32, UNITS=HIDDEN // UNIT,
+        WEIGHT_SCALE=data.shape[1] - 4, ACT=address(act), ACT_STRIDE=4 * NEURONS, BIAS=address(bias),
+        FACTOR=1.0,
     )  # fmt: skip
-    run_kernel(target, f"neuron_rows/codec={codec}" + (",rounded=1" if rounded else ""), args, TOKENS=tokens)
-    weights = decode(data, "up", codec, HIDDEN).astype(np.float64)  # type: ignore[arg-type]
+    kernel = f"neuron_rows/codec={codec},planes={1 if rounded else 2}" + (",rounded=1" if rounded else "")
+    run_kernel(target, kernel, args, TOKENS=tokens)
+    weights = decode(data, "up", codec).astype(np.float64)  # type: ignore[arg-type]
     expected = before.astype(np.float64)
     expected[:tokens, some] *= values[:tokens] @ weights[some].T + bias[some]
     np.testing.assert_allclose(act, expected, rtol=2e-4, atol=2e-3)
@@ -87,17 +94,18 @@ def test_gates_of_predicted_neurons(target, run_kernel: RunKernel) -> None:
     data = vectors(rng, "q8_0", "gate", NEURONS)
     memory = aligned(data.size, np.uint8).reshape(data.shape)
     memory[:] = data
-    act, x = aligned(NEURONS, np.float32), aligned(HIDDEN, np.float32)
-    x[:] = rng.standard_normal(HIDDEN)
+    act = aligned(NEURONS, np.float32)
+    rows, values, layout = rounded_rows(rng, HIDDEN, 2)
     some = np.arange(0, NEURONS, 2)
     which = listed(memory, some)
     args = record(
-        NeuronRows, LIST=address(which), X=address(x), X_STRIDE=4 * HIDDEN, UNITS=HIDDEN // 32,
-        ACT=address(act), ACT_STRIDE=4 * NEURONS, FACTOR=1.0,
+        NeuronRows, LIST=address(which), INPUT=address(rows), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
+        ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32, UNITS=HIDDEN // UNIT, ACT=address(act),
+        ACT_STRIDE=4 * NEURONS, FACTOR=1.0,
     )  # fmt: skip
-    run_kernel(target, "neuron_rows/codec=q8_0,activation=relu", args)
+    run_kernel(target, "neuron_rows/codec=q8_0,planes=2,activation=relu", args)
     expected = np.zeros(NEURONS)
-    expected[some] = np.maximum(decode(data, "gate", "q8_0", HIDDEN)[some] @ x, 0)
+    expected[some] = np.maximum(decode(data, "gate", "q8_0")[some] @ values[0], 0)
     np.testing.assert_allclose(act, expected, rtol=2e-4, atol=2e-3)
 
 
@@ -126,12 +134,12 @@ def test_columns_of_some_neurons(
     which = listed(memory, some)
     args = record(
         NeuronColumns, LIST=address(which), HIDDEN=address(rows), HIDDEN_STRIDE=row, HIDDEN_SCALE=scale_at,
-        UNITS=HIDDEN // UNIT[codec], ROW_SCALES=address(scales), OUT=address(out), OUT_STRIDE=4 * HIDDEN,
+        UNITS=HIDDEN // UNIT, ROW_SCALES=address(scales), OUT=address(out), OUT_STRIDE=4 * HIDDEN,
         BIAS=address(bias), ACCUMULATE=1, FACTOR=1.0,
     )  # fmt: skip
     kernel = f"neuron_columns/codec={codec}" + (",rounded=1" if rounded else "")
     run_kernel(target, kernel, args, TOKENS=tokens)
-    columns = decode(data, "down", codec, HIDDEN).astype(np.float64)  # type: ignore[arg-type]
+    columns = decode(data, "down", codec).astype(np.float64)  # type: ignore[arg-type]
     sums = values[:tokens][:, some] @ columns[some]
     expected = before.astype(np.float64)
     expected[:tokens] += sums * (scales if codec == "t2" else 1) + bias
@@ -156,7 +164,7 @@ def test_the_order_of_the_list_decides_and_not_the_place(target, run_kernel: Run
         which = np.array([NEURONS, *np.ravel(pairs)], np.int64)
         args = record(
             NeuronColumns, LIST=address(which), HIDDEN=address(hidden), HIDDEN_STRIDE=4 * NEURONS,
-            UNITS=HIDDEN // 32, OUT=address(out), OUT_STRIDE=4 * HIDDEN, FACTOR=1.0,
+            UNITS=HIDDEN // UNIT, OUT=address(out), OUT_STRIDE=4 * HIDDEN, FACTOR=1.0,
         )  # fmt: skip
         run_kernel(target, "neuron_columns/codec=q4_0", args)
         results.append(out)

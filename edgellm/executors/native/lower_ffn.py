@@ -81,20 +81,17 @@ class FfnParts(Parts):
         """act *= W x + bias, for the neurons of the list `which`."""
         layout = sparse.layout
         codec = layout.codecs[role]
-        x = self._space[op.x]
-        inputs = {"X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private)}
-        if op.rounding:
-            row = ActLayout(x.width)
-            x = self._quantize(x, op.x, None, op.rounding)
-            inputs = {"X": x.address, "X_STRIDE": row.stride, "X_PRIVATE": int(x.private)}
-            inputs["X_SCALE"] = row.scale
+        source = self._quantize(self._space[op.x], op.x, None, op.rounding)
+        row = ActLayout(layout.hidden)
         self._emit(
-            f"neuron_rows/codec={codec}" + (",rounded=1" if op.rounding else ""), "NeuronRows",
-            reads=[x, act], writes=[act], LIST=address(which), UNITS=-(-layout.hidden // UNIT[codec]),
+            f"neuron_rows/codec={codec},planes={self._planes_of(op.rounding)}"
+            + (",rounded=1" if op.rounding else ""),
+            "NeuronRows", reads=[source, act], writes=[act], LIST=address(which),
+            INPUT=source.address, INPUT_STRIDE=row.stride, INPUT_PRIVATE=int(source.private),
+            ACT_LOW=row.low, ACT_SCALE=row.scale, ACT_FSUM=row.fsum32, UNITS=layout.hidden // UNIT,
             VECTOR=sparse.vector(role), WEIGHT_SCALE=layout.nbytes(role) - 4,
             ACT=act.address, ACT_STRIDE=act.stride,
-            BIAS=0 if bias is None else self._vector(bias, op.neurons, 0.0),
-            FACTOR=float(op.up.scale), **inputs,
+            BIAS=0 if bias is None else self._vector(bias, op.neurons, 0.0), FACTOR=float(op.up.scale),
         )  # fmt: skip
         self.result.instructions[-1].cost = Cost(f"neurons_{role}")
 
@@ -117,7 +114,7 @@ class FfnParts(Parts):
         self._emit(
             f"neuron_columns/codec={codec}" + (",rounded=1" if op.rounding else ""), "NeuronColumns",
             reads=[hidden, out] if add_to else [hidden], writes=[out], LIST=address(sparse.lists.all),
-            UNITS=-(-layout.hidden // UNIT[codec]), VECTOR=sparse.vector("down"),
+            UNITS=layout.hidden // UNIT, VECTOR=sparse.vector("down"),
             ROW_SCALES=0 if codec in SCALED else self._row_scales(op, sparse),
             OUT=out.address, OUT_STRIDE=out.stride, ACCUMULATE=int(add_to is not None),
             BIAS=0 if op.down_bias is None else self._vector(op.down_bias, layout.hidden, 0.0),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgellm.errors import EdgeError
 from edgellm.executors.native.buffers import Buffer, Workspace
 from edgellm.flash.neurons import Check, Lists, Neurons, NeuronStats, Policy
 from edgellm.flash.plan import NeuronPlan, expected_misses
@@ -20,7 +19,6 @@ from edgellm.flash.reader import Reader
 from edgellm.formats.slots import SECTIONS, Role
 from edgellm.kernels.layout import NeuronCheck, record
 from edgellm.kernels.memory import address
-from edgellm.kernels.neuron_codes import UNIT
 from edgellm.kernels.team import Team
 from edgellm.program import ops
 from edgellm.program.program import Program
@@ -52,11 +50,6 @@ class SparseFfn:
         assert bundle.layout is not None
         self.bundle, self.layout, self.policy = bundle, bundle.layout, policy or Policy()
         self.gates = False
-        if "t2" in self.layout.codecs.values() and self.layout.hidden % UNIT["t2"]:
-            raise EdgeError(
-                f"{bundle.path}: ternary neurons need a hidden size that is a multiple of {UNIT['t2']}, not "
-                f"{self.layout.hidden}; run the model that the bundle was made from."
-            )
         self.lists = Lists(self.layout.neurons, self.gates)
         self.neurons: Neurons | None = None
 
