@@ -27,8 +27,8 @@ class Favourites:
         self.pointer = np.full(self.capacity, -1, np.int64)
         self.num_used = 0
         # Scores grow by a step that grows itself: the same as if all others shrank, without touching them.
-        self._score = np.zeros(slots) if frequency is None else frequency.astype(np.float64) * TOKENS
-        self._step = 1.0
+        self.score = np.zeros(slots) if frequency is None else frequency.astype(np.float64) * TOKENS
+        self.step = 1.0  # what a token adds to the scores of its slots
         self._now = 0
         self._weakest = np.zeros(0, np.int64)  # rows, the least popular first
         self._next = 0
@@ -50,14 +50,18 @@ class Favourites:
         """Those of the slots that are not in memory."""
         return slots[self.row_of[slots] < 0]
 
+    def advance(self) -> None:
+        """A token's slots have had their scores raised by `step`, see kernels/neuron_fire.py."""
+        self.step *= 1 + 1 / TOKENS
+        if self.step > 1e12:
+            self.score /= self.step
+            self.step = 1.0
+        self._now += 1
+
     def note(self, slots: np.ndarray) -> None:
         """A token needed these slots, each once."""
-        self._score[slots] += self._step
-        self._step *= 1 + 1 / TOKENS
-        if self._step > 1e12:
-            self._score /= self._step
-            self._step = 1.0
-        self._now += 1
+        self.score[slots] += self.step
+        self.advance()
 
     def welcome(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots that were read: which of them may stay, and the rows that they get; the bookkeeping says so
@@ -73,21 +77,21 @@ class Favourites:
         if self._now % EVERY == 0 or self._next == len(self._weakest):
             self._look()
         victims = self._weakest[self._next :]
-        scores = self._score[slots]
-        bar = self._score[self.pointer[victims[0]]] * HYSTERESIS
+        scores = self.score[slots]
+        bar = self.score[self.pointer[victims[0]]] * HYSTERESIS
         hopeful = np.flatnonzero(scores > bar)
         if not len(hopeful):
             return slots[:0], slots[:0]
         best = hopeful[np.argsort(-scores[hopeful], kind="stable")][: len(victims)]
         rows = victims[: len(best)]
-        better = scores[best] > self._score[self.pointer[rows]] * HYSTERESIS
+        better = scores[best] > self.score[self.pointer[rows]] * HYSTERESIS
         count = len(best) if better.all() else int(np.argmin(better))
         self._next += count
         self._put(slots[best[:count]], rows[:count])
         return slots[best[:count]], rows[:count]
 
     def _look(self) -> None:
-        scores = self._score[self.pointer]
+        scores = self.score[self.pointer]
         count = min(WEAKEST, self.capacity)
         rows = np.argpartition(scores, count - 1)[:count]
         self._weakest, self._next = rows[np.argsort(scores[rows])], 0

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgellm.errors import EdgeError
 from edgellm.flash.favourites import Favourites
+from edgellm.flash.lists import Lists, tell
 from edgellm.flash.merge import merge
 from edgellm.flash.reader import Reader
 from edgellm.flash.ticket import Ticket
 from edgellm.flash.window import Window
 from edgellm.formats.slots import SlotLayout
-from edgellm.kernels.layout import align
-from edgellm.kernels.memory import address, aligned, reserve
+from edgellm.kernels.layout import NeuronFire, align
+from edgellm.kernels.memory import address, reserve
 
 GAP = 24 << 10  # bytes between neighbours that are read along: about what a request costs
 LONGEST = 1 << 20  # bytes of a read while the arenas are filled
@@ -70,32 +71,6 @@ class NeuronStats:
     memory_seconds: float = 0.0
 
 
-@dataclass
-class Lists:
-    """What the kernels are told: a count, then pairs of a neuron's number and its address (int64). here: in
-    memory already; arriving: being read; all: both, ascending. gate_*: with the addresses of gates."""
-
-    neurons: int
-    gates: bool
-    here: np.ndarray = field(init=False)
-    arriving: np.ndarray = field(init=False)
-    all: np.ndarray = field(init=False)
-    gate_here: np.ndarray = field(init=False)
-    gate_arriving: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.here, self.arriving, self.all = (aligned(1 + 2 * self.neurons, np.int64) for _ in range(3))
-        count = 1 + 2 * self.neurons if self.gates else 1
-        self.gate_here, self.gate_arriving = (aligned(count, np.int64) for _ in range(2))
-
-
-def _tell(memory: np.ndarray, neurons: np.ndarray, addresses: np.ndarray) -> None:
-    count = len(neurons)
-    memory[0] = count
-    memory[1 : 1 + 2 * count : 2] = neurons
-    memory[2 : 2 + 2 * count : 2] = addresses
-
-
 class Neurons:
     """The neurons of all layers of a bundle.
 
@@ -106,8 +81,7 @@ class Neurons:
 
     def __init__(
         self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, capacity: int,
-        gates: bool = False, policy: Policy | None = None, lists: Lists | None = None,
-        frequency: np.ndarray | None = None,
+        lists: Lists, gates: bool = False, policy: Policy | None = None, frequency: np.ndarray | None = None,
     ):  # fmt: skip
         self.reader, self.layout, self.policy = reader, layout, policy or Policy()
         if layout.alignment % reader.alignment:
@@ -119,10 +93,11 @@ class Neurons:
         self._sections = 2 if gates else 1
         self.row_bytes = layout.stride if gates else layout.section_bytes(0)
         self.capacity = min(capacity, layout.slots)
-        self.lists = lists or Lists(layout.neurons, gates)
+        self.lists = lists
         self.stats = NeuronStats()
         self.keepers = [self._keeper(layer, frequency) for layer in range(layout.layers)]
         self._checked = np.zeros((layout.layers, layout.slots), bool)
+        self._no_scores = np.zeros(layout.slots)
         step = layout.alignment
         arena = self.capacity * self.row_bytes
         self._arena = reserve(layout.layers * arena + step, huge_pages=True, what="neurons")
@@ -131,21 +106,37 @@ class Neurons:
         staged = 0 if self.capacity == layout.slots else layout.layer_bytes
         self._staging = reserve(staged + step, huge_pages=True, what="neurons on their way")
         self._staged = align(address(self._staging), step)
-        self._ticket: Ticket | None = None
-        self._unchecked: tuple[int, np.ndarray, np.ndarray] | None = None  # layer, slots, addresses
+        self._tickets: list[Ticket] = []
+        self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []  # layer, slots, addresses
         self._new: tuple[int, np.ndarray] | None = None  # layer, and slots that might stay
+        for layer in range(layout.layers):
+            self._tell_kernel(layer)
 
     def _keeper(self, layer: int, frequency: np.ndarray | None) -> Window | Favourites:
         if self.policy.window is not None:
             return Window(self.layout.slots, self.capacity, self.policy.window)
         return Favourites(self.layout.slots, self.capacity, None if frequency is None else frequency[layer])
 
+    def _tell_kernel(self, layer: int) -> None:
+        """Fill in what the kernel neuron_fire has to know of a layer."""
+        layout, keeper = self.layout, self.keepers[layer]
+        gates = {}
+        if self._gates:
+            gates = {"GATE_OFFSET": layout.section_offset(1), "GATE_BYTES": layout.neuron_bytes(1)}
+        self.lists.set(
+            layer, PER_SLOT=layout.per_slot, NEURON_BYTES=layout.neuron_bytes(0),
+            ROW_OF=address(keeper.row_of), ARENA=self._arenas[layer], ROW_BYTES=self.row_bytes,
+            STAGED=self._staged, STRIDE=layout.stride, LAYER_OFFSET=layout.layer_offset(layer),
+            SCORES=address(keeper.score if isinstance(keeper, Favourites) else self._no_scores), STEP=1.0,
+            CHECKED=address(self._checked[layer]), GAP=GAP if self.policy.merge else -1, **gates,
+        )  # fmt: skip
+
     @staticmethod
     def memory_bytes(layout: SlotLayout, capacity: int, gates: bool) -> int:
         """What arenas of `capacity` slots, staging and lists take."""
         row = layout.stride if gates else layout.section_bytes(0)
         staging = layout.layer_bytes if capacity < layout.slots else 0
-        return layout.layers * capacity * row + staging + 5 * 16 * layout.neurons
+        return layout.layers * capacity * row + staging + Lists.nbytes(layout.neurons)
 
     def load(self) -> None:
         """Fill the arenas with the first slots, which fire most often. Raises EdgeError as reading does."""
@@ -164,91 +155,90 @@ class Neurons:
 
     # -- a layer of a step -------------------------------------------------------------------------
 
-    def fire(self, layer: int, needed: np.ndarray, many: bool) -> None:
-        """Neurons `needed`, ascending, are about to be computed: begin to read what is not in memory, and
-        fill the lists. many: for several tokens, which change nothing of what stays in memory."""
+    def fire(self, layer: int, part: int, many: bool) -> None:
+        """The kernel neuron_fire has found out who fires of a part of a layer: begin to read what is not in
+        memory. many: for several tokens, which change nothing of what stays in memory."""
         begin = time.perf_counter()
-        self._keep()
-        layout, keeper = self.layout, self.keepers[layer]
-        slots = needed if layout.per_slot == 1 else np.unique(needed // layout.per_slot)
+        if part == 0:
+            self._keep()
+        lists, keeper, last = self.lists, self.keepers[layer], part + 1 == self.lists.parts
+        told = lists.fire[layer, part]
+        first = 0 if part == 0 else int(lists.fire[layer, part - 1][NeuronFire.MISSING_COUNT])
+        missing = lists.missing[first : told[NeuronFire.MISSING_COUNT]]
         if isinstance(keeper, Window) and not many:
-            missing, staged = self._to_rows(layer, keeper, slots)
-        else:
-            missing = staged = keeper.missing(slots)
+            missing = self._to_rows(layer, keeper)
+        elif self.policy.everything or self.policy.apart:
             self._stage(layer, np.flatnonzero(keeper.row_of < 0) if self.policy.everything else missing)
-            if isinstance(keeper, Favourites) and not many and not self.policy.fixed:
-                keeper.note(slots)
-                self._new = layer, missing
-        self._list(needed, slots, self._places(layer, slots, staged), missing)
+        elif reads := int(told[NeuronFire.READS]):
+            self._note(layer, missing, None)
+            self._read(lists.offsets[:reads], lists.lengths[:reads], lists.places[:reads])
+        if last and isinstance(keeper, Favourites) and not many and not self.policy.fixed:
+            keeper.advance()
+            lists.set(layer, STEP=keeper.step)
+            self._new = layer, lists.missing[: told[NeuronFire.MISSING_COUNT]].copy()
         stats = self.stats
-        stats.needed += len(slots)
         stats.missed += len(missing)
+        if last:
+            stats.needed += int(told[NeuronFire.NEEDED_COUNT])
+        else:  # the next part goes on with these counts
+            for name in ("NEEDED_COUNT", "MISSING_COUNT", "FRESH_COUNT"):
+                lists.fire[layer, part + 1][getattr(NeuronFire, name)] = told[getattr(NeuronFire, name)]
         stats.memory_seconds += time.perf_counter() - begin
 
     def arrive(self) -> None:
         """Return when all that fire() asked for is in memory. Raises EdgeError where it cannot be read, or
         is not what was packed."""
-        ticket, self._ticket = self._ticket, None
         begin = time.perf_counter()
-        if ticket is not None:
-            self.reader.wait(ticket)
+        while self._tickets:
+            self.reader.wait(self._tickets.pop(0))
         self.stats.wait_seconds += time.perf_counter() - begin
-        if self._unchecked is not None:
-            layer, slots, places = self._unchecked
-            self._unchecked = None
-            self._verify(layer, slots, places)
+        while self._unchecked:
+            self._verify(*self._unchecked.pop())
 
     def restart(self) -> None:
         """After a step that broke off: what it was reading is not believed to be in memory."""
-        self._ticket = self._unchecked = self._new = None
+        self._tickets, self._unchecked, self._new = [], [], None
         for keeper in self.keepers:
             keeper.forget()
 
     # -- parts -------------------------------------------------------------------------------------
 
-    def _places(self, layer: int, slots: np.ndarray, staged: np.ndarray) -> np.ndarray:
-        """Addresses of slots, of which `staged` are in the staging area."""
-        places = self._arenas[layer] + self.keepers[layer].row_of[slots] * self.row_bytes
-        if len(staged):
-            at = np.searchsorted(slots, staged)
-            places[at] = self._staged + staged * self.layout.stride
-        return places
-
-    def _list(self, needed: np.ndarray, slots: np.ndarray, places: np.ndarray, missing: np.ndarray) -> None:
-        layout, lists = self.layout, self.lists
-        if layout.per_slot == 1:
-            bases, within = places, np.zeros(len(needed), np.int64)
-            absent = np.zeros(len(slots), bool)
-            absent[np.searchsorted(slots, missing)] = True
-        else:
-            at = np.searchsorted(slots, needed // layout.per_slot)
-            bases, within = places[at], needed % layout.per_slot
-            absent = np.isin(slots, missing)[at]
-        first = bases + within * layout.neuron_bytes(0)
-        _tell(lists.all, needed, first)
-        _tell(lists.here, needed[~absent], first[~absent])
-        _tell(lists.arriving, needed[absent], first[absent])
-        if self._gates:
-            gates = bases + layout.section_offset(1) + within * layout.neuron_bytes(1)
-            _tell(lists.gate_here, needed[~absent], gates[~absent])
-            _tell(lists.gate_arriving, needed[absent], gates[absent])
-
-    def _to_rows(self, layer: int, window: Window, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read what a token misses to rows of the arena. Returns the missing slots, and those of them that
-        found no room and are staged."""
+    def _to_rows(self, layer: int, window: Window) -> np.ndarray:
+        """Read what a token misses to rows of the arena, and list where everything is now. Returns the
+        missing slots."""
+        lists, layout = self.lists, self.layout
+        record = lists.fire[layer, -1]
+        slots = lists.needed[: record[NeuronFire.NEEDED_COUNT]]
         change = window.advance(slots)
         for source, target in change.moves.tolist():
             self._move(layer, source, target)
-        missing, rowed = change.slots, len(change.rows)
-        if not len(missing):
-            return missing, missing
-        layout = self.layout
-        places = self._staged + missing * layout.stride
-        places[:rowed] = self._arenas[layer] + change.rows * self.row_bytes
-        offsets = layout.layer_offset(layer) + missing * layout.stride
-        self._note(layer, missing, places)
-        self._read(offsets, np.full(len(offsets), self.row_bytes), places)
-        return missing, missing[rowed:]
+        missing = change.slots
+        places = self._arenas[layer] + window.row_of[slots] * self.row_bytes
+        staged = missing[len(change.rows) :]  # those that found no room
+        places[np.searchsorted(slots, staged)] = self._staged + staged * layout.stride
+        self._list(slots, places, missing)
+        if len(missing):
+            to = places[np.searchsorted(slots, missing)]
+            offsets = layout.layer_offset(layer) + missing * layout.stride
+            self._note(layer, missing, to)
+            self._read(offsets, np.full(len(offsets), self.row_bytes), to)
+        return missing
+
+    def _list(self, slots: np.ndarray, places: np.ndarray, missing: np.ndarray) -> None:
+        """Fill the lists, of the neurons that the kernel has listed, with the addresses of their slots."""
+        layout, lists = self.layout, self.lists
+        needed = lists.all[1 : 1 + 2 * lists.all[0] : 2].copy()
+        at = np.searchsorted(slots, needed // layout.per_slot)
+        bases, within = places[at], needed % layout.per_slot
+        absent = np.isin(slots, missing)[at]
+        first = bases + within * layout.neuron_bytes(0)
+        tell(lists.all, needed, first)
+        tell(lists.here, needed[~absent], first[~absent])
+        tell(lists.arriving, needed[absent], first[absent])
+        if self._gates:
+            gates = bases + layout.section_offset(1) + within * layout.neuron_bytes(1)
+            tell(lists.gate_here, needed[~absent], gates[~absent])
+            tell(lists.gate_arriving, needed[absent], gates[absent])
 
     def _halves(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Offsets and lengths of a request for the rows of up and another one for the columns of down."""
@@ -279,28 +269,30 @@ class Neurons:
         return memory[begin : begin + rows * nbytes].reshape(rows, nbytes)
 
     def _stage(self, layer: int, slots: np.ndarray) -> None:
-        """Read slots to their places in the image of the layer, near neighbours together."""
+        """Read slots to their places in the image of the layer."""
         if not len(slots):
             return
         begin, stride = self.layout.layer_offset(layer), self.layout.stride
-        self._note(layer, slots, self._staged + slots * stride)
+        self._note(layer, slots, None)
         offsets, lengths = begin + slots * stride, np.full(len(slots), self.row_bytes)
         if self.policy.apart:
             offsets, lengths = self._halves(offsets)
-        elif self.policy.merge:
+        else:
             offsets, lengths, *_ = merge(offsets, lengths, GAP)
         self._read(offsets, lengths, self._staged + offsets - begin)
 
     def _read(self, offsets: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> None:
-        self._ticket = self.reader.start(offsets, lengths, places)
+        self._tickets.append(self.reader.start(offsets, lengths, places))
         self.stats.bytes += int(lengths.sum())
         self.stats.reads += len(lengths)
 
-    def _note(self, layer: int, slots: np.ndarray, places: np.ndarray) -> None:
-        """Slots that are read for the first time will be checked."""
+    def _note(self, layer: int, slots: np.ndarray, places: np.ndarray | None) -> None:
+        """Slots that are read for the first time will be checked. places: None for the staging area."""
         new = ~self._checked[layer, slots]
         if new.any():
-            self._unchecked = layer, slots[new], places[new]
+            fresh = slots[new]
+            to = self._staged + fresh * self.layout.stride if places is None else places[new]
+            self._unchecked.append((layer, fresh, to))
 
     def _verify(self, layer: int, slots: np.ndarray, places: np.ndarray) -> None:
         for section in range(self._sections):

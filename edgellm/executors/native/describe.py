@@ -6,6 +6,7 @@ from edgellm.errors import EdgeError
 from edgellm.executors.native.choice import base3_is_faster
 from edgellm.executors.native.packing import TERNARY, Form, form_of, rows_are_uniform
 from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.edge import SlotTensor
 from edgellm.kernels.layout import Base3Layout
 from edgellm.kernels.simd.level import Target
 from edgellm.program import access, ops
@@ -40,6 +41,9 @@ def describe_checkpoint(
     rows = {weight.name: weight.rows for weight in weights}
     paths = {}
     for name, tensor in tensors.items():
+        if isinstance(tensor, SlotTensor):
+            paths[name] = f"in slots, {tensor.codec}, read as needed"
+            continue
         if len(tensor.shape) == 1:
             paths[name] = "float32 vector"
             continue

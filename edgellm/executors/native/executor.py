@@ -292,7 +292,7 @@ class NativeExecutor(Executor):
             self._watch(cut.layer, inputs, gates)
         else:
             assert self._sparse is not None
-            self._sparse.meet(cut, self._workspace, rows)
+            self._sparse.meet(cut, rows)
 
     def _logits(self, rows: int) -> np.ndarray:
         return self._workspace.array(self._workspace["logits"], rows).copy()

@@ -51,7 +51,7 @@ class FfnParts(Parts):
         self._linear(op.x, "ffn.act", predictor, bias, rounding=op.rounding)
         self._elementwise(op.activation, "ffn.act", None, "ffn.act")
         act = self._space["ffn.act"]
-        self._cut("fire", op, act)
+        self._fire(op, act, sparse)
         if op.gate is not None:
             self._neuron_rows(op, "up", op.up_bias, lists.here, act, sparse)
             self._cut("arrive", op)
@@ -59,6 +59,17 @@ class FfnParts(Parts):
         else:
             self._cut("arrive", op)
         self._neuron_columns(op, self._hidden(op), add_to, sparse)
+
+    def _fire(self, op: ops.Ffn, act: Buffer, sparse: SparseFfn) -> None:
+        """Find out who fires, and stop for Python to ask for them."""
+        assert op.layer is not None
+        sparse.lists.set(
+            op.layer, FIRST=0, LAST=op.neurons, ACT=act.address, ACT_STRIDE=act.stride,
+            THRESHOLD=sparse.threshold(op.layer),
+        )  # fmt: skip
+        self._emit("neuron_fire", "NeuronFire", reads=[act], writes=[act])
+        self.result.instructions[-1].record = sparse.lists.fire[op.layer, 0]
+        self._cut("fire", op)
 
     def _show(self, name: str, op: ops.Ffn) -> None:
         """Let somebody see who fires."""

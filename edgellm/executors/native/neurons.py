@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgellm.executors.native.buffers import Buffer, Workspace
-from edgellm.flash.neurons import Check, Lists, Neurons, NeuronStats, Policy
+from edgellm.executors.native.buffers import Buffer
+from edgellm.flash.lists import Lists
+from edgellm.flash.neurons import Check, Neurons, NeuronStats, Policy
 from edgellm.flash.plan import NeuronPlan, expected_misses
 from edgellm.flash.reader import Reader
 from edgellm.formats.slots import SECTIONS, Role
@@ -32,15 +33,16 @@ CHECK_KERNEL = "neuron_check"
 
 @dataclass(frozen=True)
 class Cut:
-    """What happens before instruction number `at`. fire: the neurons of `buffer` that are not 0 are asked
-    for; arrive: they are waited for; watch: somebody is shown the rows of `buffer`, before the activation,
-    and of `inputs`, the FFN's."""
+    """What happens before instruction number `at`. fire: the neurons that fire are asked for, of a part of
+    the layer; arrive: they are waited for; watch: somebody is shown the rows of `buffer`, before the
+    activation, and of `inputs`, the FFN's."""
 
     at: int
     kind: Literal["fire", "arrive", "watch"]
     layer: int
     buffer: Buffer | None = None
     inputs: Buffer | None = None
+    part: int = 0
 
 
 class SparseFfn:
@@ -50,7 +52,7 @@ class SparseFfn:
         assert bundle.layout is not None
         self.bundle, self.layout, self.policy = bundle, bundle.layout, policy or Policy()
         self.gates = False
-        self.lists = Lists(self.layout.neurons, self.gates)
+        self.lists = Lists(self.layout.layers, self.layout.neurons)
         self.neurons: Neurons | None = None
 
     @classmethod
@@ -73,6 +75,11 @@ class SparseFfn:
         """Bytes from a neuron's address, as the lists have it, to one of its vectors."""
         section = next(i for i, roles in enumerate(SECTIONS) if role in roles)
         return self.layout.offset(role) - self.layout.section_offset(section)
+
+    def threshold(self, layer: int) -> float:
+        """Magnitudes of act(gate) up to this do not count as firing."""
+        thresholds = self.bundle.thresholds
+        return 0.0 if thresholds is None else float(thresholds[layer])
 
     def memory_bytes(self, capacity: int) -> int:
         """What the neurons take with `capacity` slots of each layer in memory."""
@@ -134,25 +141,20 @@ class SparseFfn:
             sums,
             check,
             capacity,
+            self.lists,
             self.gates,
             self.policy,
-            self.lists,
             self.slot_frequency(),
         )
         return self.neurons
 
-    def meet(self, cut: Cut, workspace: Workspace, rows: int) -> None:
+    def meet(self, cut: Cut, rows: int) -> None:
         """Do what a cut asks for, in a step of `rows` rows."""
         assert self.neurons is not None
         if cut.kind == "arrive":
             self.neurons.arrive()
             return
-        assert cut.buffer is not None
-        act = workspace.array(cut.buffer, rows)
-        if self.bundle.thresholds is not None:
-            act[np.abs(act) <= self.bundle.thresholds[cut.layer]] = 0
-        fired = act[0] if rows == 1 else act.any(axis=0)
-        self.neurons.fire(cut.layer, np.flatnonzero(fired), many=rows > 1)
+        self.neurons.fire(cut.layer, cut.part, many=rows > 1)
 
 
 def _check(team: Team, kernel: int) -> Check:

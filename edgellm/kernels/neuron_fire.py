@@ -1,0 +1,102 @@
+"""Who fires, where their weights are, and what has to be read: the bookkeeping behind a gate.
+
+Neurons FIRST to LAST whose activation is above the threshold, for any of the tokens, are added to the lists;
+slots of theirs that are not in memory are added to the reads, near neighbours to the same one. One thread
+does it, in the time of some memory accesses for each neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgellm.kernels.layout import NeuronFire as Arg
+from edgellm.kernels.layout import State
+from edgellm.kernels.simd.level import Target
+from edgellm.kernels.simd.scalar import f32_at, f64_at, i64_at, u8_at
+
+
+def build(target: Target) -> Callable[..., None]:
+    """The kernel neuron_fire."""
+
+    def neuron_fire(args: int, state: int, thread: int, threads: int) -> None:
+        if thread != 0:
+            return
+        a, s = i64_at(args), i64_at(state)
+        tokens, first, last = s[State.TOKENS], a[Arg.FIRST], a[Arg.LAST]
+        mask = u8_at(a[Arg.MASK])
+        threshold = np.float32(f64_at(args)[Arg.THRESHOLD])
+        for i in range(first, last):
+            mask[i] = np.uint8(0)
+        for t in range(tokens):
+            act = f32_at(a[Arg.ACT] + t * a[Arg.ACT_STRIDE])
+            for i in range(first, last):
+                quiet = abs(act[i]) <= threshold  # of what is not a number too nobody may lose sight
+                mask[i] = mask[i] | np.uint8(not quiet)
+                act[i] = np.float32(0) if quiet else act[i]
+        all_, here, arriving = i64_at(a[Arg.ALL]), i64_at(a[Arg.HERE]), i64_at(a[Arg.ARRIVING])
+        gate_here, gate_arriving = i64_at(a[Arg.GATE_HERE]), i64_at(a[Arg.GATE_ARRIVING])
+        row_of, scores = i64_at(a[Arg.ROW_OF]), f64_at(a[Arg.SCORES])
+        needed, missing, fresh = i64_at(a[Arg.NEEDED]), i64_at(a[Arg.MISSING]), i64_at(a[Arg.FRESH])
+        offsets, lengths, places = i64_at(a[Arg.OFFSETS]), i64_at(a[Arg.LENGTHS]), i64_at(a[Arg.PLACES])
+        checked = u8_at(a[Arg.CHECKED])
+        per_slot, row_bytes, stride = a[Arg.PER_SLOT], a[Arg.ROW_BYTES], a[Arg.STRIDE]
+        begin, gap = a[Arg.LAYER_OFFSET], a[Arg.GAP]
+        step, gates = f64_at(args)[Arg.STEP], a[Arg.GATE_OFFSET] != 0
+        if a[Arg.APPEND] == 0:
+            all_[0] = here[0] = arriving[0] = 0
+            a[Arg.NEEDED_COUNT] = a[Arg.MISSING_COUNT] = a[Arg.FRESH_COUNT] = 0
+            if gates:
+                gate_here[0] = gate_arriving[0] = 0
+        a[Arg.READS] = 0
+        n_all, n_here, n_arriving, reads = all_[0], here[0], arriving[0], 0
+        n_needed, n_missing, n_fresh = a[Arg.NEEDED_COUNT], a[Arg.MISSING_COUNT], a[Arg.FRESH_COUNT]
+        slot, base, present = -1, 0, False
+        for i in range(first, last):
+            if mask[i] == 0:
+                continue
+            if i // per_slot != slot:
+                slot = i // per_slot
+                needed[n_needed] = slot
+                n_needed += 1
+                scores[slot] += step
+                row = row_of[slot]
+                present = row >= 0
+                if present:
+                    base = a[Arg.ARENA] + row * row_bytes
+                else:
+                    base = a[Arg.STAGED] + slot * stride
+                    missing[n_missing] = slot
+                    n_missing += 1
+                    if checked[slot] == 0:
+                        fresh[n_fresh] = slot
+                        n_fresh += 1
+                    at = begin + slot * stride
+                    if reads > 0 and at - (offsets[reads - 1] + lengths[reads - 1]) <= gap:
+                        lengths[reads - 1] = at + row_bytes - offsets[reads - 1]
+                    else:
+                        offsets[reads], lengths[reads], places[reads] = at, row_bytes, base
+                        reads += 1
+            within = i - slot * per_slot
+            where = base + within * a[Arg.NEURON_BYTES]
+            gate = base + a[Arg.GATE_OFFSET] + within * a[Arg.GATE_BYTES]
+            all_[1 + 2 * n_all], all_[2 + 2 * n_all] = i, where
+            n_all += 1
+            if present:
+                here[1 + 2 * n_here], here[2 + 2 * n_here] = i, where
+                if gates:
+                    gate_here[1 + 2 * n_here], gate_here[2 + 2 * n_here] = i, gate
+                n_here += 1
+            else:
+                arriving[1 + 2 * n_arriving], arriving[2 + 2 * n_arriving] = i, where
+                if gates:
+                    gate_arriving[1 + 2 * n_arriving], gate_arriving[2 + 2 * n_arriving] = i, gate
+                n_arriving += 1
+        all_[0], here[0], arriving[0] = n_all, n_here, n_arriving
+        if gates:
+            gate_here[0], gate_arriving[0] = n_here, n_arriving
+        a[Arg.NEEDED_COUNT], a[Arg.MISSING_COUNT], a[Arg.FRESH_COUNT] = n_needed, n_missing, n_fresh
+        a[Arg.READS] = reads
+
+    return neuron_fire
