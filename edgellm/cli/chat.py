@@ -30,7 +30,8 @@ def chat(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A catalogue name, a .gguf file or a Hugging Face folder [default: the default model].",
+            help="A catalogue name, a .gguf file, a Hugging Face folder or a bundle (.edge) [default: the "
+            "default model].",
             show_default=False,
         ),
     ] = None,

@@ -14,6 +14,7 @@ from edgellm.cli.options import ExecutorName
 
 if TYPE_CHECKING:
     from edgellm.formats.checkpoint import Checkpoint
+    from edgellm.formats.slots import SlotLayout
     from edgellm.formats.tensor import Tensor
     from edgellm.program import Program
 
@@ -63,12 +64,19 @@ def describe(executor: str, program: Program, checkpoint: Checkpoint) -> dict[st
         from edgellm.program import access
 
         used = {weight.name for op in program.ops for weight in access.weights(op).values()}
-        return {name: f"NumPy float32, dequantised from {checkpoint.tensors[name].type}" for name in used}
+        return {name: f"NumPy float32, dequantised from {_kind(checkpoint.tensors[name])}" for name in used}
     from edgellm.executors.native.describe import describe_checkpoint
     from edgellm.executors.native.prepare import ACTIVATION_PLANES
     from edgellm.kernels.simd.level import host_target
 
     return describe_checkpoint(program, checkpoint, host_target(), ACTIVATION_PLANES)
+
+
+def _kind(tensor: Tensor) -> str:
+    """The tensor's type, or what it is instead in slots."""
+    from edgellm.formats.edge import SlotTensor
+
+    return f"slots, {tensor.codec}" if isinstance(tensor, SlotTensor) else tensor.type
 
 
 def summary(checkpoint: Checkpoint, program: Program, paths: Mapping[str, str]) -> dict[str, Any]:
@@ -84,6 +92,7 @@ def summary(checkpoint: Checkpoint, program: Program, paths: Mapping[str, str]) 
         "parameters": checkpoint.parameters,
         "bytes": checkpoint.nbytes,
         "assumptions": list(checkpoint.assumptions),
+        "bundle": bundle_facts(checkpoint),
         "config": plain(asdict(checkpoint.config)),
         "metadata": {key: plain(value) for key, value in checkpoint.metadata.items()},
         "tensors": [
@@ -97,6 +106,24 @@ def summary(checkpoint: Checkpoint, program: Program, paths: Mapping[str, str]) 
             for tensor in checkpoint.tensors.values()
         ],
         "program": to_dict(program),
+    }
+
+
+def bundle_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """How a bundle keeps its neurons; None for another model."""
+    from edgellm.formats.edge_manifest import slots_table
+
+    bundle = checkpoint.bundle
+    if bundle is None:
+        return None
+    layout = bundle.layout
+    if layout is None:
+        return {"mode": bundle.mode, "slots": None, "slot_bytes": None, "padding_share": None}
+    return {
+        "mode": bundle.mode,
+        "slots": slots_table(layout),
+        "slot_bytes": layout.stride,
+        "padding_share": layout.padding_share,
     }
 
 
@@ -133,6 +160,8 @@ def print_overview(checkpoint: Checkpoint) -> None:
     pack = pack_path(checkpoint.path)
     if pack.is_file():
         rows["packed"] = f"{pack} ({size(pack.stat().st_size)})"
+    if checkpoint.bundle is not None:
+        rows["bundle"] = f"mode {checkpoint.bundle.mode}, {slots_in_words(checkpoint.bundle.layout)}"
     if checkpoint.assumptions:
         rows["assumed"] = "; ".join(checkpoint.assumptions)
     for name, value in rows.items():
@@ -142,6 +171,14 @@ def print_overview(checkpoint: Checkpoint) -> None:
         text = printable(" ".join(str(plain(value)).split()))
         text = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
         print(f"  {printable(key)} = {text}")
+
+
+def slots_in_words(layout: SlotLayout | None) -> str:
+    """Where the neurons of a bundle are."""
+    if layout is None:
+        return "no neurons in slots"
+    neurons = f"{layout.per_slot} neuron{'s' * (layout.per_slot > 1)}"
+    return f"{neurons} to a slot of {layout.stride} bytes, {layout.padding_share:.1%} of it padding"
 
 
 def print_tensors(checkpoint: Checkpoint, paths: Mapping[str, str], *, folded: bool) -> None:

@@ -32,7 +32,10 @@ class KvName(str, Enum):
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A catalogue name, a .gguf file or a Hugging Face folder.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A catalogue name, a .gguf file, a Hugging Face folder or a bundle (.edge)."
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -128,13 +128,19 @@ def model_and_prompt(words: list[str], model: str | None) -> tuple[str | None, s
     if len(words) == 2:
         model = words[0]
     prompt = words[-1] if words else None
-    if prompt is not None and model is None and prompt.endswith(".gguf") and Path(prompt).is_file():
+    if prompt is not None and model is None and _is_model(prompt):
         model, prompt = prompt, None
     if prompt is None and sys.stdin.isatty():
         raise EdgeError(
             f"The prompt is missing; write edgellm run {model or ''} 'PROMPT'.".replace("  ", " ")
         )
     return model, read_standard_input() if prompt in (None, "-") else str(prompt)
+
+
+def _is_model(word: str) -> bool:
+    """Whether the only word is rather a model than a prompt."""
+    bundle = word.rstrip("/").endswith(".edge") and Path(word).is_dir()
+    return bundle or (word.endswith(".gguf") and Path(word).is_file())
 
 
 def prompt_tokens(loaded: Model, prompt: str, system: str | None, chat: bool) -> list[int]:

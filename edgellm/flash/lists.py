@@ -7,17 +7,20 @@ import numpy as np
 from edgellm.kernels.layout import NeuronFire
 from edgellm.kernels.memory import address, aligned
 
+PARTS = 3
+
 
 class Lists:
     """Memory for one layer at a time.
 
     here, arriving, all, gate_here, gate_arriving: int64, a count, then pairs of a neuron's number and its
-    address; see layout.NeuronFire. fire: the argument records of kernels/neuron_fire.py, (layers, parts,
-    fields of a record); the neurons of a layer are looked at in `parts` parts.
+    address. needed, missing: slots; offsets, lengths, places: reads; counts: of needed, missing and reads.
+    See layout.NeuronFire. fire: the argument records of kernels/neuron_fire.py, (layers, PARTS, fields): the
+    neurons of a layer are looked at in one part or in three.
     """
 
-    def __init__(self, layers: int, neurons: int, parts: int = 1):
-        self.neurons, self.parts = neurons, parts
+    def __init__(self, layers: int, neurons: int):
+        self.neurons = neurons
 
         def int64(count: int) -> np.ndarray:
             return aligned(count, np.int64)
@@ -25,27 +28,27 @@ class Lists:
         pairs = 1 + 2 * neurons
         self.all, self.here, self.arriving = int64(pairs), int64(pairs), int64(pairs)
         self.gate_here, self.gate_arriving = int64(pairs), int64(pairs)
-        self.needed, self.missing, self.fresh = int64(neurons), int64(neurons), int64(neurons)
+        self.needed, self.missing, self.counts = int64(neurons), int64(neurons), int64(3)
         self.offsets, self.lengths, self.places = int64(neurons), int64(neurons), int64(neurons)
         self._mask = aligned(neurons, np.uint8)
-        self.fire = int64(layers * parts * len(NeuronFire)).reshape(layers, parts, -1)
+        self.fire = int64(layers * PARTS * len(NeuronFire)).reshape(layers, PARTS, -1)
         for name in (
-            "ALL", "HERE", "ARRIVING", "GATE_HERE", "GATE_ARRIVING", "NEEDED", "MISSING", "FRESH", "OFFSETS",
-            "LENGTHS", "PLACES",
+            "ALL", "HERE", "ARRIVING", "GATE_HERE", "GATE_ARRIVING", "NEEDED", "MISSING", "OFFSETS",
+            "LENGTHS", "PLACES", "COUNTS",
         ):  # fmt: skip
             self.fire[..., getattr(NeuronFire, name)] = address(getattr(self, name.lower()))
         self.fire[..., NeuronFire.MASK] = address(self._mask)
-        self.fire[:, 1:, NeuronFire.APPEND] = 1
+        self.fire[..., NeuronFire.APPEND] = range(PARTS)
 
-    def set(self, layer: int, **values: int | float) -> None:
-        """Slots of all of a layer's records."""
+    def set(self, layer: int, part: int | slice = slice(None), **values: int | float) -> None:
+        """Fields of a layer's records, of all of them or of one."""
         for name, value in values.items():
             number = np.float64(value).view(np.int64) if isinstance(value, float) else value
-            self.fire[layer, :, getattr(NeuronFire, name)] = number
+            self.fire[layer, part, getattr(NeuronFire, name)] = number
 
     @staticmethod
     def nbytes(neurons: int) -> int:
-        return neurons * (5 * 16 + 6 * 8 + 1)
+        return neurons * (5 * 16 + 5 * 8 + 1)
 
 
 def tell(memory: np.ndarray, neurons: np.ndarray, addresses: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from edgellm.flash.reader import Reader
 from edgellm.flash.ticket import Ticket
 from edgellm.flash.window import Window
 from edgellm.formats.slots import SlotLayout
-from edgellm.kernels.layout import NeuronFire, align
+from edgellm.kernels.layout import align
 from edgellm.kernels.memory import address, reserve
 
 GAP = 24 << 10  # bytes between neighbours that are read along: about what a request costs
@@ -109,6 +109,7 @@ class Neurons:
         self._tickets: list[Ticket] = []
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []  # layer, slots, addresses
         self._new: tuple[int, np.ndarray] | None = None  # layer, and slots that might stay
+        self._seen = 0  # of the missing slots of this layer
         for layer in range(layout.layers):
             self._tell_kernel(layer)
 
@@ -128,7 +129,7 @@ class Neurons:
             ROW_OF=address(keeper.row_of), ARENA=self._arenas[layer], ROW_BYTES=self.row_bytes,
             STAGED=self._staged, STRIDE=layout.stride, LAYER_OFFSET=layout.layer_offset(layer),
             SCORES=address(keeper.score if isinstance(keeper, Favourites) else self._no_scores), STEP=1.0,
-            CHECKED=address(self._checked[layer]), GAP=GAP if self.policy.merge else -1, **gates,
+            GAP=GAP if self.policy.merge else -1, **gates,
         )  # fmt: skip
 
     @staticmethod
@@ -155,34 +156,32 @@ class Neurons:
 
     # -- a layer of a step -------------------------------------------------------------------------
 
-    def fire(self, layer: int, part: int, many: bool) -> None:
-        """The kernel neuron_fire has found out who fires of a part of a layer: begin to read what is not in
-        memory. many: for several tokens, which change nothing of what stays in memory."""
+    def fire(self, layer: int, begins: bool, ends: bool, many: bool) -> None:
+        """The kernel neuron_fire has found out who fires: begin to read what is not in memory. begins, ends:
+        these are the first, the last neurons of the layer to be looked at. many: for several tokens, which
+        change nothing of what stays in memory."""
         begin = time.perf_counter()
-        if part == 0:
+        if begins:
             self._keep()
-        lists, keeper, last = self.lists, self.keepers[layer], part + 1 == self.lists.parts
-        told = lists.fire[layer, part]
-        first = 0 if part == 0 else int(lists.fire[layer, part - 1][NeuronFire.MISSING_COUNT])
-        missing = lists.missing[first : told[NeuronFire.MISSING_COUNT]]
+            self._seen = 0
+        lists, keeper, stats = self.lists, self.keepers[layer], self.stats
+        needed, count, reads = lists.counts.tolist()
+        missing = lists.missing[self._seen : count]
+        self._seen = count
         if isinstance(keeper, Window) and not many:
             missing = self._to_rows(layer, keeper)
         elif self.policy.everything or self.policy.apart:
             self._stage(layer, np.flatnonzero(keeper.row_of < 0) if self.policy.everything else missing)
-        elif reads := int(told[NeuronFire.READS]):
+        elif reads:
             self._note(layer, missing, None)
             self._read(lists.offsets[:reads], lists.lengths[:reads], lists.places[:reads])
-        if last and isinstance(keeper, Favourites) and not many and not self.policy.fixed:
-            keeper.advance()
-            lists.set(layer, STEP=keeper.step)
-            self._new = layer, lists.missing[: told[NeuronFire.MISSING_COUNT]].copy()
-        stats = self.stats
         stats.missed += len(missing)
-        if last:
-            stats.needed += int(told[NeuronFire.NEEDED_COUNT])
-        else:  # the next part goes on with these counts
-            for name in ("NEEDED_COUNT", "MISSING_COUNT", "FRESH_COUNT"):
-                lists.fire[layer, part + 1][getattr(NeuronFire, name)] = told[getattr(NeuronFire, name)]
+        if ends:
+            stats.needed += needed
+            if isinstance(keeper, Favourites) and not many and not self.policy.fixed:
+                keeper.advance()
+                lists.set(layer, STEP=keeper.step)
+                self._new = layer, lists.missing[:count].copy()
         stats.memory_seconds += time.perf_counter() - begin
 
     def arrive(self) -> None:
@@ -207,8 +206,7 @@ class Neurons:
         """Read what a token misses to rows of the arena, and list where everything is now. Returns the
         missing slots."""
         lists, layout = self.lists, self.layout
-        record = lists.fire[layer, -1]
-        slots = lists.needed[: record[NeuronFire.NEEDED_COUNT]]
+        slots = lists.needed[: lists.counts[0]]
         change = window.advance(slots)
         for source, target in change.moves.tolist():
             self._move(layer, source, target)

@@ -78,6 +78,8 @@ def convert(
 def _check_arguments(checkpoint: Checkpoint, path: Path, type_name: str, outer: str | None) -> None:
     if type_name not in TYPES:
         raise EdgeError(f"A model cannot be converted to {type_name}; choose one of {', '.join(TYPES)}.")
+    if checkpoint.format == "edge":
+        raise EdgeError(f"{checkpoint.path}: this is a bundle; convert the model that it was made from.")
     if outer is not None and outer not in OUTER_TYPES:
         raise EdgeError(
             f"Embedding and output cannot be of type {outer}; choose one of {', '.join(OUTER_TYPES)}."

@@ -38,7 +38,7 @@ from edgellm.formats.edge_manifest import (
 )
 from edgellm.formats.gguf import open_gguf
 from edgellm.formats.safetensors import map_safetensors
-from edgellm.formats.slots import SUPERBLOCK, Role, SlotLayout, decode
+from edgellm.formats.slots import SUPERBLOCK, Codec, Role, SlotLayout, decode
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.ternary import LazyTensor
 
@@ -86,6 +86,12 @@ class SlotTensor(LazyTensor):
             f"{self.__dict__['_path']}: {self.name} lies in slots, each neuron apart, so it cannot be "
             "read as the rows of a tensor; use the file that the bundle was packed from."
         )
+
+    @property
+    def codec(self) -> Codec:
+        """Of the vectors."""
+        layout: SlotLayout = self.__dict__["_layout"]
+        return layout.codecs[self.__dict__["_role"]]
 
     @property
     def nbytes(self) -> int:

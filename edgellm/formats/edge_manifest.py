@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from edgellm.errors import EdgeError
 from edgellm.formats.keys import Keys
-from edgellm.formats.slots import CODECS, MOST_IN_A_SLOT, SUPERBLOCK, SlotLayout
+from edgellm.formats.slots import CODECS, MOST_IN_A_SLOT, SUPERBLOCK, UNIT, SlotLayout
 
 VERSION = 1
 MANIFEST, RESIDENT, FFN, NEURONS = "manifest.json", "resident.gguf", "ffn.bin", "neurons.safetensors"
@@ -159,12 +159,10 @@ def _layout(path: Path, table: dict[str, Any]) -> SlotLayout:
     layers = keys.integer("layers")
     if layers > _MOST_LAYERS:
         keys.fail("layers", f"is {layers}, more than any model has")
-    layout = SlotLayout(layers, keys.integer("neurons"), keys.integer("hidden"), codecs, alignment, per_slot)
-    try:
-        layout.stride  # noqa: B018 - asks each codec whether it takes such vectors
-    except ValueError as error:
-        keys.fail("hidden", f"does not fit the codecs: {error}")
-    return layout
+    hidden = keys.integer("hidden")
+    if hidden % UNIT:
+        keys.fail("hidden", f"is {hidden}, not a multiple of {UNIT}")
+    return SlotLayout(layers, keys.integer("neurons"), hidden, codecs, alignment, per_slot)
 
 
 def _thresholds(keys: Keys, mode: str, layout: SlotLayout | None) -> tuple[float, ...] | None:

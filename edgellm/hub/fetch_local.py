@@ -57,6 +57,8 @@ def _share_blocks(source: int, target: int) -> bool:
 def _copy_folder(source: LocalSource, target: Path, show: bool) -> Fetched:
     import shutil
 
+    if source.path.suffix == ".edge":
+        raise EdgeError(f"{source.path}: a bundle is used where it lies; give its path as the model.")
     names = sorted(p.name for p in source.path.iterdir() if p.is_file() and wanted(p.name))
     if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
         raise EdgeError(f"{source.path}: not a model folder (it needs config.json and .safetensors files).")

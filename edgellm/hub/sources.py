@@ -154,7 +154,7 @@ def parse_source(text: str) -> Source | None:
 def looks_like_path(text: str) -> bool:
     """A plain name has no separator and no model suffix; anything else spells a path."""
     separated = "/" in text or os.sep in text
-    return separated or text.startswith(("~", ".")) or text.lower().endswith(".gguf")
+    return separated or text.startswith(("~", ".")) or text.lower().endswith((".gguf", ".edge"))
 
 
 def check_url(url: str) -> None:
@@ -186,8 +186,8 @@ def is_loopback(host: str) -> bool:
 
 
 def model_name_for(source: Source) -> str:
-    """A model name from the source's file or repository: lower case, without ".gguf"."""
-    stem = re.sub(r"\.gguf$", "", source.file_name.lower())
+    """A model name from the source's file or repository: lower case, without ".gguf" or ".edge"."""
+    stem = re.sub(r"\.(gguf|edge)$", "", source.file_name.lower())
     name = re.sub(r"[^a-z0-9._-]+", "-", stem).lstrip("._-")[:128]
     if not name:
         raise EdgeError(f"{source.label}: no model name can be made from this; choose one with --name.")
@@ -199,7 +199,8 @@ def check_model_name(name: str) -> str:
     lowered = name.lower()
     if not MODEL_NAME.fullmatch(lowered) or looks_like_path(lowered):
         raise EdgeError(
-            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-', and no .gguf at the end."
+            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-', and no .gguf or .edge at "
+            "the end."
         )
     return lowered
 

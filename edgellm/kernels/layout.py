@@ -96,18 +96,19 @@ NeuronColumns = slots(
 # Neurons FIRST to LAST of a layer, whose activations are ACT, float32 rows; up to THRESHOLD, a float64, they
 # do not fire. MASK: a byte for each neuron, to work in. ALL, HERE, ARRIVING: lists as NeuronRows takes them,
 # of all that fire, of those whose slots are in memory and of the others; GATE_*: the same with the addresses
-# of gates, GATE_OFFSET bytes into a slot and GATE_BYTES apart, where there are any. With APPEND they go on.
+# of gates, GATE_OFFSET bytes into a slot and GATE_BYTES apart, where there are any. APPEND: 1 to go on with
+# the lists, 2 to go on with the reads too. ALL is kept ascending.
 # A slot has PER_SLOT neurons NEURON_BYTES apart; ROW_OF: int64 (slots,), its row of ROW_BYTES in ARENA or -1,
 # which means that it is read to its place in STAGED, STRIDE bytes apart, from LAYER_OFFSET in the file on.
-# SCORES: float64 (slots,), which grow by STEP, a float64. CHECKED: a byte for each slot.
-# Results: NEEDED, MISSING, FRESH int64 with the slots of those that fire, of those that are missing and of
-# those not checked, and their counts; READS pieces of the file, at OFFSETS, LENGTHS bytes, to PLACES (int64),
-# with at most GAP bytes between what is wanted.
+# SCORES: float64 (slots,), which grow by STEP, a float64.
+# Results: NEEDED, MISSING: int64, slots of neurons that fire, and those of them that are not in memory;
+# OFFSETS, LENGTHS, PLACES: int64, pieces of the file and where they go, with at most GAP bytes between what
+# is wanted; COUNTS: three int64, how many of each.
 NeuronFire = slots(
     "NeuronFire",
     "FIRST LAST APPEND ACT ACT_STRIDE THRESHOLD MASK ALL HERE ARRIVING GATE_HERE GATE_ARRIVING GATE_OFFSET "
-    "GATE_BYTES PER_SLOT NEURON_BYTES ROW_OF ARENA ROW_BYTES STAGED STRIDE LAYER_OFFSET SCORES STEP CHECKED "
-    "NEEDED NEEDED_COUNT MISSING MISSING_COUNT FRESH FRESH_COUNT OFFSETS LENGTHS PLACES READS GAP",
+    "GATE_BYTES PER_SLOT NEURON_BYTES ROW_OF ARENA ROW_BYTES STAGED STRIDE LAYER_OFFSET SCORES STEP "
+    "NEEDED MISSING OFFSETS LENGTHS PLACES COUNTS GAP",
 )
 # ADDRESSES: COUNT int64, of WORDS words of 64 bits each; SUMS: where their checksums go, uint64.
 NeuronCheck = slots("NeuronCheck", "ADDRESSES COUNT WORDS SUMS")

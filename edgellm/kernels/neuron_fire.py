@@ -38,20 +38,28 @@ def build(target: Target) -> Callable[..., None]:
         all_, here, arriving = i64_at(a[Arg.ALL]), i64_at(a[Arg.HERE]), i64_at(a[Arg.ARRIVING])
         gate_here, gate_arriving = i64_at(a[Arg.GATE_HERE]), i64_at(a[Arg.GATE_ARRIVING])
         row_of, scores = i64_at(a[Arg.ROW_OF]), f64_at(a[Arg.SCORES])
-        needed, missing, fresh = i64_at(a[Arg.NEEDED]), i64_at(a[Arg.MISSING]), i64_at(a[Arg.FRESH])
+        needed, missing, counts = i64_at(a[Arg.NEEDED]), i64_at(a[Arg.MISSING]), i64_at(a[Arg.COUNTS])
         offsets, lengths, places = i64_at(a[Arg.OFFSETS]), i64_at(a[Arg.LENGTHS]), i64_at(a[Arg.PLACES])
-        checked = u8_at(a[Arg.CHECKED])
         per_slot, row_bytes, stride = a[Arg.PER_SLOT], a[Arg.ROW_BYTES], a[Arg.STRIDE]
         begin, gap = a[Arg.LAYER_OFFSET], a[Arg.GAP]
         step, gates = f64_at(args)[Arg.STEP], a[Arg.GATE_OFFSET] != 0
         if a[Arg.APPEND] == 0:
             all_[0] = here[0] = arriving[0] = 0
-            a[Arg.NEEDED_COUNT] = a[Arg.MISSING_COUNT] = a[Arg.FRESH_COUNT] = 0
+            counts[0] = counts[1] = 0
             if gates:
                 gate_here[0] = gate_arriving[0] = 0
-        a[Arg.READS] = 0
-        n_all, n_here, n_arriving, reads = all_[0], here[0], arriving[0], 0
-        n_needed, n_missing, n_fresh = a[Arg.NEEDED_COUNT], a[Arg.MISSING_COUNT], a[Arg.FRESH_COUNT]
+        if a[Arg.APPEND] < 2:
+            counts[2] = 0
+        n_all, n_here, n_arriving = all_[0], here[0], arriving[0]
+        n_needed, n_missing, reads = counts[0], counts[1], counts[2]
+        place = n_all
+        if n_all > 0 and all_[1] > first:  # these belong in front: the order decides how results are rounded
+            new = 0
+            for i in range(first, last):
+                new += mask[i]
+            for i in range(2 * n_all, 0, -1):
+                all_[i + 2 * new] = all_[i]
+            place = 0
         slot, base, present = -1, 0, False
         for i in range(first, last):
             if mask[i] == 0:
@@ -69,11 +77,11 @@ def build(target: Target) -> Callable[..., None]:
                     base = a[Arg.STAGED] + slot * stride
                     missing[n_missing] = slot
                     n_missing += 1
-                    if checked[slot] == 0:
-                        fresh[n_fresh] = slot
-                        n_fresh += 1
                     at = begin + slot * stride
-                    if reads > 0 and at - (offsets[reads - 1] + lengths[reads - 1]) <= gap:
+                    near = False
+                    if reads > 0 and at >= offsets[reads - 1]:
+                        near = at - (offsets[reads - 1] + lengths[reads - 1]) <= gap
+                    if near:
                         lengths[reads - 1] = at + row_bytes - offsets[reads - 1]
                     else:
                         offsets[reads], lengths[reads], places[reads] = at, row_bytes, base
@@ -81,7 +89,8 @@ def build(target: Target) -> Callable[..., None]:
             within = i - slot * per_slot
             where = base + within * a[Arg.NEURON_BYTES]
             gate = base + a[Arg.GATE_OFFSET] + within * a[Arg.GATE_BYTES]
-            all_[1 + 2 * n_all], all_[2 + 2 * n_all] = i, where
+            all_[1 + 2 * place], all_[2 + 2 * place] = i, where
+            place += 1
             n_all += 1
             if present:
                 here[1 + 2 * n_here], here[2 + 2 * n_here] = i, where
@@ -96,7 +105,6 @@ def build(target: Target) -> Callable[..., None]:
         all_[0], here[0], arriving[0] = n_all, n_here, n_arriving
         if gates:
             gate_here[0], gate_arriving[0] = n_here, n_arriving
-        a[Arg.NEEDED_COUNT], a[Arg.MISSING_COUNT], a[Arg.FRESH_COUNT] = n_needed, n_missing, n_fresh
-        a[Arg.READS] = reads
+        counts[0], counts[1], counts[2] = n_needed, n_missing, reads
 
     return neuron_fire

@@ -58,7 +58,7 @@ def chat_prompt(
 def find_template(checkpoint: Checkpoint) -> str:
     """The checkpoint's chat template. Raises EdgeError if it has none."""
     template: Any
-    if checkpoint.format == "gguf":
+    if checkpoint.format in ("gguf", "edge"):
         template = checkpoint.metadata.get("tokenizer.chat_template")
     else:
         template = _template_of_folder(checkpoint)

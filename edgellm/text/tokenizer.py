@@ -41,7 +41,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
     Raises EdgeError with one sentence when the vocabulary is missing, damaged or of an unknown kind.
     """
-    if checkpoint.format == "gguf":
+    if checkpoint.format in ("gguf", "edge"):
         from edgellm.text.from_gguf import tokenizer_from_gguf
 
         return tokenizer_from_gguf(checkpoint.metadata, checkpoint.path)

@@ -154,3 +154,30 @@ def test_a_model_that_fits_checks_every_neuron(folder: Path, tmp_path: Path) -> 
         file.write(b"\x55")
     with pytest.raises(EdgeError, match="checksum"):
         greedy(bundle, 1)
+
+
+def test_gates_in_parts_change_no_bit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a budget and many neurons the gate is computed in parts, the ones that are missing first."""
+    from edgellm.executors.native import budgeted, neurons, packed_file
+
+    monkeypatch.setenv("EDGELLM_PACKED", "on")
+    monkeypatch.setattr(packed_file, "pack_path", lambda path: tmp_path / "a.edgepack")
+    monkeypatch.setattr(neurons, "LEAST_TO_SPLIT", 0)
+    monkeypatch.setattr(SparseFfn, "capacity", lambda self, nbytes: 40)
+    monkeypatch.setattr(budgeted, "resident_bytes", lambda: 0)
+    expected, _ = greedy(folder / "relu.edge", 20)
+    checkpoint = open_checkpoint(folder / "relu.edge")
+    executor = NativeExecutor(
+        build_program(checkpoint, CONTEXT), checkpoint, 2, dram=1 << 30, context=CONTEXT
+    )
+    assert executor._sparse is not None
+    assert len(executor._sparse.parts) == 3
+    session = executor.new_session(CONTEXT)
+    logits = [session.prefill(PROMPT)]
+    for _ in range(20):
+        logits.append(session.decode(int(logits[-1].argmax())))
+    executor.close()
+    assert (np.array(logits) == expected).all()
+    assert executor._sparse.stats.missed > 0

@@ -118,6 +118,8 @@ class NativeExecutor(Executor):
             needs = Needs(context or program.context_length, counted_bytes(self._workspace), CHUNK, kv)
             self._store, capacity = streamed_store(program, checkpoint, packed, file, dram, needs, sparse)
             self._workspace = Workspace(self._workspace.rows)
+            if sparse is not None:
+                sparse.split(capacity)
             lowering = Lowering(program, self._store, self._workspace, activation_planes, kv, sparse)
             self._lowered = lowering.result
             self._store.load()

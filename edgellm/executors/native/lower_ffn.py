@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -48,42 +48,53 @@ class FfnParts(Parts):
         lists = sparse.lists
         predictor = op.up if op.gate is None else op.gate
         bias = op.up_bias if op.gate is None else None
-        self._linear(op.x, "ffn.act", predictor, bias, rounding=op.rounding)
-        self._elementwise(op.activation, "ffn.act", None, "ffn.act")
+        pieces = self._store[predictor].parts
+        whole = not pieces or (len(pieces) == 1 and pieces[0].unit is None)
+        parts: Sequence[tuple[int, int] | None] = sparse.parts if whole and len(sparse.parts) > 1 else [None]
+        for i, part in enumerate(parts):
+            self._linear(op.x, "ffn.act", predictor, bias, rounding=op.rounding, some=part)
+            self._elementwise(op.activation, "ffn.act", None, "ffn.act", some=part)
+            ends = i + 1 == len(parts)
+            self._fire(op, part or (0, op.neurons), i, sparse)
+            if i == 0 or ends:
+                self._cut(Cut(self._here(), "fire", self._layer(op), begins=i == 0, ends=ends))
         act = self._space["ffn.act"]
-        self._fire(op, act, sparse)
         if op.gate is not None:
             self._neuron_rows(op, "up", op.up_bias, lists.here, act, sparse)
-            self._cut("arrive", op)
+            self._cut(Cut(self._here(), "arrive", self._layer(op)))
             self._neuron_rows(op, "up", op.up_bias, lists.arriving, act, sparse)
         else:
-            self._cut("arrive", op)
+            self._cut(Cut(self._here(), "arrive", self._layer(op)))
         self._neuron_columns(op, self._hidden(op), add_to, sparse)
 
-    def _fire(self, op: ops.Ffn, act: Buffer, sparse: SparseFfn) -> None:
-        """Find out who fires, and stop for Python to ask for them."""
-        assert op.layer is not None
+    def _fire(self, op: ops.Ffn, part: tuple[int, int], number: int, sparse: SparseFfn) -> None:
+        """Find out who fires of a part of the neurons."""
+        act, layer = self._space["ffn.act"], self._layer(op)
         sparse.lists.set(
-            op.layer, FIRST=0, LAST=op.neurons, ACT=act.address, ACT_STRIDE=act.stride,
-            THRESHOLD=sparse.threshold(op.layer),
+            layer, number, FIRST=part[0], LAST=part[1], ACT=act.address, ACT_STRIDE=act.stride,
+            THRESHOLD=sparse.threshold(layer),
         )  # fmt: skip
         self._emit("neuron_fire", "NeuronFire", reads=[act], writes=[act])
-        self.result.instructions[-1].record = sparse.lists.fire[op.layer, 0]
-        self._cut("fire", op)
+        self.result.instructions[-1].record = sparse.lists.fire[layer, number]
 
     def _show(self, name: str, op: ops.Ffn) -> None:
         """Let somebody see who fires."""
         if self._watched:
-            self._cut("watch", op, self._space[name], self._space[op.x])
+            self._cut(Cut(self._here(), "watch", self._layer(op), self._space[name], self._space[op.x]))
 
-    def _cut(
-        self, kind: Literal["fire", "arrive", "watch"], op: ops.Ffn, buffer: Buffer | None = None,
-        inputs: Buffer | None = None,
-    ) -> None:  # fmt: skip
-        """The step stops here."""
-        assert op.layer is not None
+    def _here(self) -> int:
+        """The number of the next instruction."""
         self._emit_pending()
-        self.result.cuts.append(Cut(len(self.result.instructions), kind, op.layer, buffer, inputs))
+        return len(self.result.instructions)
+
+    @staticmethod
+    def _layer(op: ops.Ffn) -> int:
+        assert op.layer is not None
+        return op.layer
+
+    def _cut(self, cut: Cut) -> None:
+        """The step stops here."""
+        self.result.cuts.append(cut)
 
     def _neuron_rows(
         self, op: ops.Ffn, role: Role, bias: ops.Weight | None, which: np.ndarray, act: Buffer,
@@ -135,9 +146,8 @@ class FfnParts(Parts):
 
     def _row_scales(self, op: ops.Ffn, sparse: SparseFfn) -> int:
         """Address of the scales of down's rows, where they are not in the slots."""
-        assert op.layer is not None
         assert sparse.bundle.down_scale is not None
-        scales = sparse.bundle.down_scale[op.layer]
+        scales = sparse.bundle.down_scale[self._layer(op)]
         data = aligned(align(len(scales), 16), np.float32)
         data[: len(scales)] = scales
         self.result.constants.append(data)

@@ -81,8 +81,10 @@ class Parts:
     def _linear(
         self, x_name: str, out_name: str, weight: ops.Weight, bias: ops.Weight | None,
         add_to: str | None = None, gate: str | None = None, rounding: ops.InputRounding = None,
+        some: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
-        """out = weight x + bias; or add_to += weight x + bias; or with a gate out = gate(out) * (...)."""
+        """out = weight x + bias; or add_to += weight x + bias; or with a gate out = gate(out) * (...). some:
+        these rows alone, from one to another, of a weight that is in memory in one piece."""
         packed, x = self._store[weight], self._space[x_name]
         bias_at = 0 if bias is None else self._vector(bias, packed.n, 0.0)
         fields: dict[str, int | float] = {"TILE_STRIDE": packed.stride}
@@ -110,12 +112,16 @@ class Parts:
         accumulate = add_to is not None or gate is not None
         fields |= {"OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
         kernel = linear_kernel(packed.form, planes, rounding is not None) + (f",gate={gate}" if gate else "")
-        for part in packed.parts or [Part(0, packed.tiles, packed.address)]:
+        parts: Sequence[Part] = packed.parts or [Part(0, packed.tiles, packed.address)]
+        if some is not None:
+            first, end = some[0] // packed.rows, -(-some[1] // packed.rows)
+            parts = [Part(first, end - first, parts[0].address + first * packed.stride)]
+        for part in parts:
             row = part.first * packed.rows
             rows = min(part.tiles * packed.rows, packed.n - row)
             where = {"WEIGHT": part.address, "TILES": -(-rows // ROWS), "OUT": out.address + 4 * row}
             where["BIAS"] = bias_at and bias_at + 4 * row
-            if part.first == 0:
+            if part is parts[0]:
                 reads = [source, out] if accumulate else [source]
                 self._emit(kernel, slots, reads=reads, writes=[out], **where, **fields)
             else:  # other rows than the part before, so nobody has to wait
@@ -125,17 +131,21 @@ class Parts:
             last.unit = part.unit
 
     def _elementwise(
-        self, function: str, x_name: str, y_name: str | None, out_name: str, factor: float = 0.0
-    ) -> None:
+        self, function: str, x_name: str, y_name: str | None, out_name: str, factor: float = 0.0,
+        some: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """out = f(x, y); some: these columns alone, from one to another, the first a multiple of 16."""
         x = self._space[x_name]
         y = self._space[y_name] if y_name else None
         out = self._write(out_name, x.width)
-        fields = {"X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private), "FACTOR": float(factor)}
+        first, end = some or (0, x.width)
+        fields = {"X": x.address + 4 * first, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private)}
+        fields["FACTOR"] = float(factor)
         if y is not None:
-            fields |= {"Y": y.address, "Y_STRIDE": y.stride, "Y_PRIVATE": int(y.private)}
+            fields |= {"Y": y.address + 4 * first, "Y_STRIDE": y.stride, "Y_PRIVATE": int(y.private)}
         self._emit(
             f"elementwise/function={function}", "Elementwise", reads=[b for b in (x, y) if b], writes=[out],
-            OUT=out.address, OUT_STRIDE=out.stride, VECTORS=-(-x.width // 16), **fields,
+            OUT=out.address + 4 * first, OUT_STRIDE=out.stride, VECTORS=-(-(end - first) // 16), **fields,
         )  # fmt: skip
 
     def _planes_of(self, rounding: ops.InputRounding) -> int:

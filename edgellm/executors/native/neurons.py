@@ -29,20 +29,24 @@ if TYPE_CHECKING:
     from edgellm.formats.edge import Bundle
 
 CHECK_KERNEL = "neuron_check"
+LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates take less time than a stop
+FIRST_PART = 0.35  # of the neurons; docs/flash.md
+PART_ROWS = 80  # a multiple of the rows of all tiles
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What happens before instruction number `at`. fire: the neurons that fire are asked for, of a part of
-    the layer; arrive: they are waited for; watch: somebody is shown the rows of `buffer`, before the
-    activation, and of `inputs`, the FFN's."""
+    """What happens before instruction number `at`. fire: the neurons that fire are asked for; begins, ends:
+    the first, the last ones of the layer; arrive: they are waited for; watch: somebody is shown the rows of
+    `buffer`, before the activation, and of `inputs`, the FFN's."""
 
     at: int
     kind: Literal["fire", "arrive", "watch"]
     layer: int
     buffer: Buffer | None = None
     inputs: Buffer | None = None
-    part: int = 0
+    begins: bool = True
+    ends: bool = True
 
 
 class SparseFfn:
@@ -54,6 +58,7 @@ class SparseFfn:
         self.gates = False
         self.lists = Lists(self.layout.layers, self.layout.neurons)
         self.neurons: Neurons | None = None
+        self.parts: tuple[tuple[int, int], ...] = ((0, self.layout.neurons),)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, policy: Policy | None = None) -> SparseFfn | None:
@@ -70,6 +75,16 @@ class SparseFfn:
                 if op.gate is not None:
                     found.add(op.up)
         return frozenset(found)
+
+    def split(self, capacity: int) -> None:
+        """Look at the neurons of a layer in parts, when `capacity` slots of each stay in memory: first those
+        that are most often missing, so that they are read while the gate of the others is computed."""
+        layout = self.layout
+        if capacity < layout.slots and layout.neurons >= LEAST_TO_SPLIT:
+            low = capacity * layout.per_slot // PART_ROWS * PART_ROWS
+            high = min(layout.neurons, low + int(FIRST_PART * layout.neurons) // PART_ROWS * PART_ROWS)
+            parts = ((low, high), (high, layout.neurons), (0, low))
+            self.parts = tuple(part for part in parts if part[0] < part[1])
 
     def vector(self, role: Role) -> int:
         """Bytes from a neuron's address, as the lists have it, to one of its vectors."""
@@ -154,7 +169,7 @@ class SparseFfn:
         if cut.kind == "arrive":
             self.neurons.arrive()
             return
-        self.neurons.fire(cut.layer, cut.part, many=rows > 1)
+        self.neurons.fire(cut.layer, cut.begins, cut.ends, many=rows > 1)
 
 
 def _check(team: Team, kernel: int) -> Check:
