@@ -39,7 +39,7 @@ class Result:
 
 def measure(
     model: Model, *, prompt: int, generate: int, depth: int, repetitions: int, sequences: int = 1,
-    log: TokenLog | None = None,
+    log: TokenLog | None = None, tokens: np.ndarray | None = None,
 ) -> tuple[list[Result], int | None]:  # fmt: skip
     """Run the tests (a count of 0 leaves one out), each after a warm-up.
 
@@ -47,11 +47,12 @@ def measure(
     log: gets an entry for every token decoded alone, but those of the warm-up, if the model has a budget.
     Returns the results and the most bytes that the KV cache held (None if the executor does not tell).
 
-    Tokens are random, from a fixed seed: what a token is makes no difference to the time of a dense model.
+    tokens: ids to run, at least depth + the longest test; by default random ones, from a fixed seed: what a
+    token is makes no difference to the time of a dense model.
     """
-    rng = np.random.default_rng(0)
     longest = max(prompt, generate)
-    tokens = rng.integers(0, model.program.vocab_size, depth + longest)
+    if tokens is None:
+        tokens = np.random.default_rng(0).integers(0, model.program.vocab_size, depth + longest)
     sessions = [model.new_session(depth + longest) for _ in range(sequences)]
     one = sessions[0]
 
@@ -67,8 +68,9 @@ def measure(
         assert log is not None
         for token in tokens[depth : depth + generate]:
             before, started = counters(), time.perf_counter()
-            one.decode(int(token))
+            logits = one.decode(int(token))
             log.seconds.append(time.perf_counter() - started)
+            log.likeliest.append(int(logits.argmax()))
             log.counters.append(counters() - before)
 
     def decode_all(count: int = generate) -> None:

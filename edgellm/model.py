@@ -16,6 +16,7 @@ from edgellm.generate import Generation, Run, TokenHistory
 if TYPE_CHECKING:
     from edgellm.chat import ChatSession
     from edgellm.executors.base import Executor, Session
+    from edgellm.flash.neurons import Policy
     from edgellm.formats.checkpoint import Checkpoint
     from edgellm.program import Program
     from edgellm.text.tokenizer import Tokenizer
@@ -192,6 +193,7 @@ def load(
     kv: str = "fp16",
     activations: str = "int16",
     dram: int | None = None,
+    policy: Policy | None = None,
     progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a model and get it ready; a catalogue model that is not here yet is pulled.
@@ -201,7 +203,8 @@ def load(
     and values are kept in, "fp16" or "int8", which takes half the memory and rounds more.
     activations: what the inputs of quantised weights are rounded to, "int16" or "int8", which makes prefill
     faster and is less exact. dram: bytes that the whole process may take, with a KV cache of `context`
-    tokens; weights that do not fit are read from flash for every token.
+    tokens; weights that do not fit are read from flash for every token; of a bundle with neurons in slots,
+    those that fire. policy: how these come and go.
     progress: told what the native executor is compiling. Raises EdgeError with one sentence.
     """
     from edgellm.formats.checkpoint import open_checkpoint
@@ -218,8 +221,9 @@ def load(
     with ThreadPoolExecutor(1) as beside:  # packing weights mostly waits for memory, a vocabulary for Python
         pending = beside.submit(load_tokenizer, checkpoint)
         runner = make_executor(
-            executor, program, checkpoint, threads, progress, kv, activations, dram=dram, context=context
-        )
+            executor, program, checkpoint, threads, progress, kv, activations, dram=dram, context=context,
+            policy=policy,
+        )  # fmt: skip
         try:
             tokenizer = pending.result()
         except EdgeError:
@@ -261,6 +265,7 @@ def make_executor(
     *,
     dram: int | None = None,
     context: int | None = None,
+    policy: Policy | None = None,
 ) -> Executor:
     """The executor of that name. Raises EdgeError for an unknown one, or for what it has not."""
     if name == "reference":
@@ -281,8 +286,13 @@ def make_executor(
                 f"There are no activations in {activations!r}; choose {' or '.join(ACTIVATION_PLANES)}."
             )
         planes = ACTIVATION_PLANES[activations]
+        if policy is not None and (checkpoint.bundle is None or checkpoint.bundle.layout is None):
+            raise EdgeError(
+                f"{checkpoint.path.name} has no neurons in slots, of which some would come and go; pack it "
+                "with edgellm pack first, or leave the option out."
+            )
         return NativeExecutor(
             program, checkpoint, threads=threads, progress=progress, kv=kv, activation_planes=planes,
-            dram=dram, context=context,
+            dram=dram, context=context, policy=policy,
         )  # fmt: skip
     raise EdgeError(f"There is no executor {name!r}; choose {' or '.join(EXECUTORS)}.")

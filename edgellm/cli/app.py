@@ -38,6 +38,7 @@ COMMANDS = {
     "pack": "pack",
     "verify": "verify",
     "flash": "flash",
+    "predictor": "predictor",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgellm.bench import Result
+    from edgellm.flash.neurons import Policy
     from edgellm.model import Model
 
 
@@ -38,6 +41,26 @@ def bench(
     kv: options.Kv = KvName.fp16,
     activations: options.Activations = ActivationsName.int16,
     dram: options.Dram = None,
+    window: options.Window = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens",
+            metavar="FILE",
+            help="Run these token ids, a JSON list, instead of random ones; who fires depends on them.",
+        ),
+    ] = None,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder",
+            help="Of a bundle with --dram: measure one by one what makes it fast, from reading every weight "
+            "for every token on; draws a chart.",
+        ),
+    ] = False,
+    rung: Annotated[
+        str | None, typer.Option("--rung", metavar="NAME", help="Measure this rung of the ladder alone.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Measure prefill (pp) and decode (tg) of MODEL in tokens per second, as llama-bench does.
@@ -55,6 +78,7 @@ def bench(
       edgellm bench model.gguf -p 512 -n 128 --depth 1024 --threads 2 --json
       edgellm bench smollm2 -p 512 --ops
       edgellm bench model.gguf --dram 2GiB
+      edgellm bench model.edge --dram 2GiB --ladder
     """
     from edgellm.bench import measure
     from edgellm.cli.flash_bench import budget_report, flash_device
@@ -66,8 +90,17 @@ def bench(
     context = depth + max(prompt, generate)
     if ops and dram is not None:
         raise EdgeError("--ops tells what bounds weights in memory; leave it out with --dram.")
+    if (ladder or rung) and dram is None:
+        raise EdgeError("The ladder is about memory that does not hold a model; give --dram too.")
+    if ladder:
+        from edgellm.cli.ladder import climb
+
+        climb(model, generate=generate, repetitions=repetitions, threads=threads, dram=dram, tokens=tokens,
+              kv=kv.value, json=json)  # fmt: skip
+        return
+    ids = None if tokens is None else read_tokens(tokens, context)
     device = None if dram is None else flash_device()
-    log = None if dram is None else TokenLog([], [])
+    log = None if dram is None else TokenLog([], [], [])
     with load_model(
         model,
         executor=executor.value,
@@ -76,6 +109,7 @@ def bench(
         kv=kv.value,
         activations=activations.value,
         dram=dram,
+        policy=policy_of(window, rung),
     ) as loaded:
         results, kv_bytes = measure(
             loaded,
@@ -85,6 +119,7 @@ def bench(
             repetitions=repetitions,
             sequences=sequences,
             log=log,
+            tokens=ids,
         )
         found = report(model, loaded, results, kv_bytes) | {"kv": kv.value, "activations": activations.value}
         if device is not None and log is not None:
@@ -104,6 +139,36 @@ def bench(
         print_json(found)
     else:
         print_table(found)
+
+
+def read_tokens(path: Path, count: int) -> np.ndarray:
+    """At least `count` token ids from a JSON file. Raises EdgeError for anything else in it."""
+    import json
+
+    import numpy as np
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
+    except ValueError:
+        raise EdgeError(f"{path}: this is not JSON; it should hold a list of token ids.") from None
+    if not isinstance(found, list) or not all(type(one) is int and one >= 0 for one in found):
+        raise EdgeError(f"{path}: it should hold a JSON list of token ids, whole numbers from 0 on.")
+    if len(found) < count:
+        raise EdgeError(f"{path}: it has {len(found)} tokens, and these tests need {count}.")
+    return np.array(found, np.int64)
+
+
+def policy_of(window: int | None, rung: str | None) -> Policy | None:
+    """What --window and --rung ask for."""
+    from edgellm.flash.neurons import POLICIES, Policy
+
+    if rung is not None and rung not in POLICIES:
+        raise EdgeError(f"There is no rung {rung!r}; choose one of {', '.join(POLICIES)}.")
+    if window is None:
+        return None if rung is None else POLICIES[rung]
+    return replace(Policy() if rung is None else POLICIES[rung], window=window)
 
 
 def report(name: str, loaded: Model, results: list[Result], kv_bytes: int | None) -> dict[str, Any]:

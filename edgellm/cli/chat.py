@@ -52,6 +52,7 @@ def chat(
     kv: options.Kv = KvName.fp16,
     activations: options.Activations = ActivationsName.int16,
     dram: options.Dram = None,
+    window: options.Window = None,
 ) -> None:
     """Talk with a model.
 
@@ -63,7 +64,7 @@ def chat(
       edgellm chat
       edgellm chat model.gguf --system "You answer in rhyme." --temp 0.7
     """
-    from edgellm.cli.loading import load_model, sampling
+    from edgellm.cli.loading import load_model, sampling, window_policy
 
     how = sampling(
         temp=temp,
@@ -83,6 +84,7 @@ def chat(
         kv=kv.value,
         activations=activations.value,
         dram=dram,
+        policy=window_policy(window),
     ) as loaded:
         loaded.chat_prompt([{"role": "user", "content": "?"}])  # a model without a template: say so now
         session = loaded.chat_session(system)

@@ -27,25 +27,24 @@ def residency_rows(plan: dict[str, Any]) -> list[tuple[str, int]]:
     held = plan["residency"]
     names = {
         "process_bytes": "the process", "activations_bytes": "activations", "kv_bytes": "KV cache",
-        "pinned_bytes": "weights", "ring_bytes": "weights on their way",
+        "pinned_bytes": "weights", "ring_bytes": "weights on their way", "neurons_bytes": "neurons",
     }  # fmt: skip
-    return [(name, held[key]) for key, name in names.items()]
+    return [(name, held[key]) for key, name in names.items() if key in held]
 
 
 def budget_report(loaded: Model, device: DeviceModel, log: TokenLog, stream: float) -> dict[str, Any]:
     """ "io", "latency_ms", "predicted_tokens_per_second" and "plan" of the JSON object."""
     from edgellm.executors.native.executor import NativeExecutor
-    from edgellm.flash.plan import Plan
 
-    store = cast(NativeExecutor, loaded.executor).streamed
-    assert store is not None
-    plan = Plan(store.budget, store.residency)
+    plan = cast(NativeExecutor, loaded.executor).plan()
+    assert plan is not None
     prediction = plan.predict(device, stream, loaded.threads)
-    held = store.residency
+    held = plan.residency
     told = log.report(held.pinned_bytes + held.streamed_bytes) if log.seconds else {}
     return {
         **told,
-        "predicted_tokens_per_second": prediction.tokens_per_second,
+        "likeliest_tokens": log.likeliest,
+        "predicted_tokens_per_second": prediction and prediction.tokens_per_second,
         "plan": plan.report(prediction),
         "device": {"name": device.device, "date": device.date},
     }
@@ -61,6 +60,10 @@ def print_budget(found: dict[str, Any]) -> None:
         f"  mode {plan['mode']}: {size(held['pinned_bytes'])} of weights in memory, "
         f"{size(held['streamed_bytes'])} read for every token, in a ring of {size(held['ring_bytes'])}"
     )
+    if "neurons" in plan:
+        told = plan["neurons"]
+        share = told["slots_in_memory"] / told["slots"]
+        print(f"  neurons: {share:.0%} of the slots in memory, which take {size(held['neurons_bytes'])}")
     print(
         f"  flash: {size(io['bytes_per_token'])} and {io['requests_per_token']:.0f} requests a token, "
         f"hit rate {io['hit_rate']['mean']:.1%} (p99 {io['hit_rate']['p99']:.1%})"
@@ -70,4 +73,9 @@ def print_budget(found: dict[str, Any]) -> None:
         f"{latency['p99']:.1f}; waiting for flash {latency['io']:.1f}, memory {latency['memory']:.1f}, "
         f"computing {latency['compute']:.1f}"
     )
-    print(f"  predicted {found['predicted_tokens_per_second']:.2f} tokens/s")
+    predicted = found["predicted_tokens_per_second"]
+    print(
+        "  no prediction: nobody has measured which neurons fire (edgellm pack --text)"
+        if predicted is None
+        else f"  predicted {predicted:.2f} tokens/s"
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
+    from edgellm.flash.neurons import Policy
     from edgellm.model import Model
 
 
@@ -21,6 +22,7 @@ def load_model(
     kv: str = "fp16",
     activations: str = "int16",
     dram: int | None = None,
+    policy: Policy | None = None,
 ) -> Model:
     """edgellm.load for the command line; what takes long is told on standard error."""
     from edgellm.model import load
@@ -38,11 +40,21 @@ def load_model(
             kv=kv,
             activations=activations,
             dram=dram,
+            policy=policy,
             progress=progress,
         )
     finally:
         log.removeHandler(notes)
         progress.clear()
+
+
+def window_policy(window: int | None) -> Policy | None:
+    """What --window asks for."""
+    if window is None:
+        return None
+    from edgellm.flash.neurons import Policy
+
+    return Policy(window=window)
 
 
 class LoadProgress:

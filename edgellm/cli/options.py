@@ -65,6 +65,14 @@ Dram = Annotated[
         "from flash for every token.",
     ),
 ]  # fmt: skip
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window", min=1, metavar="TOKENS",
+        help="Of a bundle, keep in memory the neurons that fired for the last TOKENS tokens [default: those "
+        "that fire most often, as many as there is room for].",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Tell on standard error which paths were taken, and timings.")

@@ -78,11 +78,13 @@ def pack(
     from edgellm.formats.checkpoint import open_checkpoint
     from edgellm.formats.edge_pack import check_place
     from edgellm.formats.edge_pack import pack as write
+    from edgellm.formats.edge_plan import refuse_bundle
     from edgellm.hub import resolve
     from edgellm.hub.progress import byte_bar
 
     check_place(out, force)  # before a text is read for long
     checkpoint = open_checkpoint(resolve(model, pull=True))
+    refuse_bundle(checkpoint)
     kind = mode.value if mode != ModeName.auto else _mode_for(checkpoint)
     found: dict[str, Any] = {}
     if text is not None:

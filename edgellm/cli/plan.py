@@ -62,8 +62,22 @@ def plan(
     if streamed:
         share = streamed / (streamed + whole)
         print(f"  {'read for every token':<22}{size(streamed):>12}   ({share:.0%} of the weights)")
+    if (neurons := found.neurons) is not None:
+        print(
+            f"  {'slots of neurons':<22}{neurons.capacity:>12}   of {neurons.slots} in each of "
+            f"{neurons.layers} layers"
+        )
+        if neurons.active is not None and neurons.missing is not None:
+            print(
+                f"  {'expected of a token':<22}{neurons.active:>12.0f}   slots, of which {neurons.missing:.0f} "
+                "are read"
+            )
+    if prediction is None:
+        print("no prediction: nobody has measured which neurons fire; pack the model with --text")
+        return
     beside = prediction.memory + prediction.cpu
     print(
-        f"predicted {prediction.tokens_per_second:.2f} tokens/s: {1e3 * prediction.io:.1f} ms of flash, "
-        f"beside {1e3 * beside:.1f} ms of memory and processor"
+        f"predicted {prediction.tokens_per_second:.2f} tokens/s: "
+        f"{1e3 * (prediction.io + prediction.waits):.1f} ms of flash, beside {1e3 * beside:.1f} ms of memory "
+        "and processor"
     )

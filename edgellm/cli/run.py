@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +55,7 @@ def run(
     kv: options.Kv = KvName.fp16,
     activations: options.Activations = ActivationsName.int16,
     dram: options.Dram = None,
+    window: options.Window = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -69,7 +71,7 @@ def run(
       cat letter.txt | edgellm run --system "Summarise in one sentence."
       edgellm run --raw "Once upon a time" --seed 7 --json
     """
-    from edgellm.cli.loading import load_model, model_label, sampling
+    from edgellm.cli.loading import load_model, model_label, sampling, window_policy
 
     model, prompt = model_and_prompt(words or [], model)
     if not prompt.strip():
@@ -94,6 +96,7 @@ def run(
         kv=kv.value,
         activations=activations.value,
         dram=dram,
+        policy=window_policy(window),
     ) as loaded:
         chat = loaded.has_chat_template and not raw
         if system and not chat:
@@ -139,8 +142,9 @@ def model_and_prompt(words: list[str], model: str | None) -> tuple[str | None, s
 
 def _is_model(word: str) -> bool:
     """Whether the only word is rather a model than a prompt."""
-    bundle = word.rstrip("/").endswith(".edge") and Path(word).is_dir()
-    return bundle or (word.endswith(".gguf") and Path(word).is_file())
+    if Path(word).suffix == ".edge":
+        return os.path.isdir(word)
+    return word.endswith(".gguf") and os.path.isfile(word)
 
 
 def prompt_tokens(loaded: Model, prompt: str, system: str | None, chat: bool) -> list[int]:

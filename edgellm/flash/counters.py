@@ -34,12 +34,13 @@ class TokenLog:
 
     seconds: list[float]
     counters: list[Counters]
+    likeliest: list[int]  # token after each
 
     def report(self, needed: int) -> dict[str, Any]:
         """ "io" and "latency_ms" of `edgellm bench --dram`. needed: bytes of weights that a token needs; the
-        hit rate is the share of them that was in memory."""
+        hit rate is the share of them that was in memory, or of the neurons that fired."""
         latency = 1e3 * np.array(self.seconds)
-        missed = np.array([c.bytes for c in self.counters]) / needed
+        missed = np.array([c.missed / c.needed if c.needed else c.bytes / needed for c in self.counters])
         io = 1e3 * float(np.mean([c.wait_seconds for c in self.counters]))
         compute = 1e3 * float(np.mean([c.compute_seconds for c in self.counters]))
         mean = float(latency.mean())

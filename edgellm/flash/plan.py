@@ -113,17 +113,18 @@ class Plan:
     def report(self, prediction: Prediction | None) -> dict[str, Any]:
         """Plain data for JSON."""
         budget, held, neurons = self.budget, self.residency, self.neurons
-        found = {
+        residency = {
+            "process_bytes": budget.process + budget.margin,
+            "activations_bytes": budget.activations + budget.rows,
+            "kv_bytes": budget.kv,
+            "pinned_bytes": held.pinned_bytes,
+            "ring_bytes": held.ring_bytes,
+            "streamed_bytes": held.streamed_bytes,
+        }
+        found: dict[str, Any] = {
             "mode": self.mode,
             "dram_bytes": budget.dram,
-            "residency": {
-                "process_bytes": budget.process + budget.margin,
-                "activations_bytes": budget.activations + budget.rows,
-                "kv_bytes": budget.kv,
-                "pinned_bytes": held.pinned_bytes,
-                "ring_bytes": held.ring_bytes,
-                "streamed_bytes": held.streamed_bytes,
-            },
+            "residency": residency,
             "predicted_tokens_per_second": prediction and prediction.tokens_per_second,
             "predicted_ms": prediction and {
                 "io": 1e3 * (prediction.io + prediction.waits), "memory": 1e3 * prediction.memory,
@@ -131,7 +132,7 @@ class Plan:
             },
         }  # fmt: skip
         if neurons is not None:
-            found["residency"] |= {
+            residency |= {
                 "neurons_bytes": neurons.memory_bytes,
                 "neurons_in_slots_bytes": neurons.nbytes,
             }

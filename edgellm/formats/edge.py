@@ -9,7 +9,9 @@
                           where that was measured
                           sums uint64 (layers, slots, 2): checksums of the sections, 0 for one that is empty
                           down_scale float32 (layers, hidden): of the rows of down, if it is ternary
-    predictor.safetensors where somebody trained one
+    predictor.safetensors where somebody trained one (flash/predictor.py): tensors too, in float16
+                          blk.N.ffn_predictor_down.weight (rank, hidden),
+                          blk.N.ffn_predictor_up.weight (neurons, rank), and its bias, float32
 
 In the mode "stream" there is but the manifest and a resident.gguf with all tensors.
 """
@@ -124,15 +126,16 @@ class SlotTensor(LazyTensor):
         return decode(chosen, role, layout.codecs[role])
 
 
-def open_edge(path: str | Path) -> Checkpoint:
+def open_edge(path: str | Path, *, predictor: bool = True) -> Checkpoint:
     """Open the bundle `path`. Nothing is copied, and of ffn.bin only the superblock is read: edge_verify
-    compares the contents with their checksums.
+    compares the contents with their checksums. predictor: False leaves it out, whatever is the matter
+    with it.
 
     Raises EdgeError, one sentence naming the file, for a part that is missing, damaged, of another size than
     the manifest says, or of another model; and for a bundle that a newer edgellm made.
     """
     path = Path(path)
-    names = (MANIFEST, RESIDENT, FFN, NEURONS, PREDICTOR)
+    names = (MANIFEST, RESIDENT, FFN, NEURONS, *([PREDICTOR] if predictor else []))
     files = file_ids([path / name for name in names if (path / name).is_file()])
     manifest = read_manifest(path)
     check_sizes(path, manifest)
@@ -143,8 +146,11 @@ def open_edge(path: str | Path) -> Checkpoint:
         beside = _slot_tensors(bundle, manifest.layout)
     opened = open_gguf(path / RESIDENT, beside=beside)
     _check_model(manifest, opened)
+    tensors = dict(opened.tensors)
+    if predictor and manifest.layout is not None and (path / PREDICTOR).is_file():
+        tensors |= _predictor_tensors(bundle)
     return Checkpoint(
-        path, "edge", opened.config, opened.tensors, opened.metadata, files, opened.assumptions, bundle
+        path, "edge", opened.config, tensors, opened.metadata, files, opened.assumptions, bundle
     )
 
 
@@ -222,4 +228,16 @@ def _slot_tensors(bundle: Bundle, layout: SlotLayout) -> dict[str, Tensor]:
                 scale = bundle.down_scale[layer] if ternary_down and bundle.down_scale is not None else None
                 tensor = SlotTensor(path, layout, layer, role, slots, scale)
                 found[tensor.name] = tensor
+    return found
+
+
+def _predictor_tensors(bundle: Bundle) -> dict[str, Tensor]:
+    from edgellm.flash.predictor import load
+
+    found: dict[str, Tensor] = {}
+    for stored, values in load(bundle.path / PREDICTOR, bundle).items():
+        block, _, part = stored.rpartition("predictor_")
+        name = f"{block}ffn_predictor_" + ("up.bias" if part == "bias" else f"{part}.weight")
+        kind = "F16" if values.dtype == np.float16 else "F32"
+        found[name] = Tensor(name, kind, values.shape, values.view(np.uint8))
     return found

@@ -104,8 +104,7 @@ def plan_pack(checkpoint: Checkpoint, target: Path, options: Options) -> Plan:
         raise EdgeError(f"A bundle cannot be packed as {options.mode}; choose one of {', '.join(MODES)}.")
     if down not in DOWN:
         raise EdgeError(f"Columns cannot be packed in {down}; choose one of {', '.join(DOWN)}.")
-    if checkpoint.format == "edge":
-        raise EdgeError(f"{path}: this is a bundle already; pack the model that it was made from.")
+    refuse_bundle(checkpoint)
     shape = (config.n_layers, config.ffn_size)
     for what, array in (("order", order), ("frequencies", options.frequency)):
         if array is not None and (options.mode == "stream" or array.shape != shape):
@@ -127,6 +126,12 @@ def plan_pack(checkpoint: Checkpoint, target: Path, options: Options) -> Plan:
     layout = SlotLayout.choose(*shape, config.hidden_size, codecs, alignment)
     left_out = [role for role in IN_SLOTS if role in matrices]
     return Plan(checkpoint, options, layout, matrices, keys, resident_tensors(checkpoint, left_out, order))
+
+
+def refuse_bundle(checkpoint: Checkpoint) -> None:
+    """Raises EdgeError for a bundle, which cannot be packed."""
+    if checkpoint.format == "edge":
+        raise EdgeError(f"{checkpoint.path}: this is a bundle already; pack the model that it was made from.")
 
 
 def _check_mode(checkpoint: Checkpoint, options: Options) -> None:

@@ -47,7 +47,9 @@ def make_dot(target: Target, codec: str, planes: int, whole: bool, activation: s
     @intrinsic
     def dot(tc: Any, args: Any, vector: Any, following: Any, x: Any, bias: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            return _Dot(Emit(builder, target), codec, planes, given[0]).emit(*given[1:], whole, activation)
+            _, vector, following, x, bias = given
+            one = _Dot(Emit(builder, target), codec, planes, given[0])
+            return one.emit(vector, following, x, bias, whole, activation)
 
         return types.float32(*[types.int64] * 4, types.float32), codegen
 

@@ -6,6 +6,7 @@ import pytest
 
 from edgellm.errors import EdgeError
 from edgellm.formats.checkpoint import open_checkpoint
+from edgellm.formats.edge_pack import pack
 from tests.formats.tiny_bitnet import LINEARS, add_tokenizer, write_bitnet
 
 
@@ -82,6 +83,16 @@ def test_ordinary_weights_are_refused(edgellm, sentence, tiny, tmp_path):
     said = sentence(edgellm("convert", tiny, tmp_path / "out.gguf", "--type", "TQ2_0"))
     assert "multiples of 256" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["sparse-exact", "stream"])
+def test_bundles_are_refused(edgellm, sentence, shipped, tmp_path, mode):
+    bundle = tmp_path / "model.edge"
+    pack(open_checkpoint(shipped), bundle, mode=mode)
+    for kind in ("TQ2_0", "F16"):
+        said = sentence(edgellm("convert", bundle, tmp_path / "out.gguf", "--type", kind))
+        assert said == f"edgellm: {bundle}: this is a bundle; convert the model that it was made from."
+    assert list(tmp_path.iterdir()) == [bundle]
 
 
 @pytest.mark.slow

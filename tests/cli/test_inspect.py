@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import gguf
 import pytest
 
 from edgellm.cli.inspect import plain
 from edgellm.cli.output import printable
+from edgellm.formats.checkpoint import open_checkpoint
+from edgellm.formats.edge_pack import pack
 from tests.e2e.tiny_model import LAYERS
 
 
@@ -41,6 +45,49 @@ def test_tensors_are_folded_by_kind_unless_all_are_asked_for(edgellm, tiny):
     assert f"{LAYERS} x  blk.N.attn_q.weight" in folded
     assert "blk.1.attn_q.weight" not in folded
     assert "blk.1.attn_q.weight" in edgellm("inspect", tiny, "--tensors").stdout
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, shipped):
+    out = tmp_path_factory.mktemp("bundles") / "tiny.edge"
+    pack(open_checkpoint(shipped), out, mode="sparse-predicted", down="q8_0", gate_in_slots=True)
+    return out
+
+
+def test_a_bundle_tells_what_is_in_slots(edgellm, json_of, bundle):
+    layout = open_checkpoint(bundle).bundle.layout
+    found = json_of("inspect", bundle)
+    assert found["bundle"] == {
+        "mode": "sparse-predicted",
+        "slots": json.loads((bundle / "manifest.json").read_text())["slots"],
+        "slot_bytes": layout.stride,
+        "padding_share": layout.padding_share,
+    }
+    paths = {tensor["name"]: tensor["path"] for tensor in found["tensors"]}
+    for layer in range(layout.layers):
+        assert paths[f"blk.{layer}.ffn_up.weight"] == "in slots, t2, read as needed"
+        assert paths[f"blk.{layer}.ffn_down.weight"] == "in slots, q8_0, read as needed"
+    assert sum(str(path).startswith("in slots") for path in paths.values()) == 2 * layout.layers
+    assert paths["blk.0.ffn_gate.weight"].startswith("tile16x4")
+    printed = edgellm("inspect", bundle).stdout
+    assert "in slots, q8_0, read as needed" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("bundle ")]
+    assert line.split(maxsplit=1)[1] == (
+        f"mode sparse-predicted, {layout.per_slot} neurons to a slot of {layout.stride} bytes, "
+        f"{layout.padding_share:.1%} of it padding"
+    )
+    paths = {t["name"]: t["path"] for t in json_of("inspect", bundle, "--executor", "reference")["tensors"]}
+    assert paths["blk.0.ffn_up.weight"] == "NumPy float32, dequantised from slots, t2"
+
+
+def test_a_bundle_without_slots(edgellm, json_of, tiny, found, tmp_path):
+    pack(open_checkpoint(tiny), tmp_path / "tiny.edge", mode="stream")
+    streamed = json_of("inspect", tmp_path / "tiny.edge")
+    assert streamed["tensors"] == found["tensors"]
+    assert (streamed["bundle"]["mode"], streamed["bundle"]["slots"]) == ("stream", None)
+    assert found["bundle"] is None
+    printed = edgellm("inspect", tmp_path / "tiny.edge").stdout
+    assert "bundle        mode stream, no neurons in slots\n" in printed
 
 
 def test_the_program_is_listed_when_asked_for(edgellm, tiny):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm import load
 from edgellm.cli.app import main
 from edgellm.formats.checkpoint import open_checkpoint
 from tests.formats.tiny_bitnet import add_tokenizer, write_bitnet
@@ -17,6 +18,14 @@ def bundle(tmp_path_factory, shipped) -> Path:
     """The ternary model that ships, packed."""
     out = tmp_path_factory.mktemp("bundles") / "tiny.edge"
     assert main(["pack", "tiny", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory, tiny) -> Path:
+    """A model with SiLU, packed without slots."""
+    out = tmp_path_factory.mktemp("bundles") / "stream.edge"
+    assert main(["pack", str(tiny), str(out)]) == 0
     return out
 
 
@@ -39,6 +48,43 @@ def test_a_model_without_relu_is_packed_for_streaming_and_told_why(edgellm, tiny
     assert "activation silu" in process.stderr
     assert process.stdout.endswith("mode stream\n")
     assert open_checkpoint(tmp_path / "out.edge").metadata["general.name"] == "tiny"
+
+
+@pytest.mark.parametrize("executor", ["native", "reference"])
+def test_a_bundle_generates_what_the_model_does(bundle, shipped, executor):
+    prompt, found = "Once upon a time there was a", []
+    for path in (bundle, shipped):
+        with load(path, executor=executor, threads=2) as model:
+            assert isinstance(model.tokenizer.encode(prompt)[0], int)
+            found.append(model.generate(prompt, max_tokens=24, temperature=0.0))
+    assert len(found[0].tokens) > 8
+    assert (found[0].tokens, found[0].text) == (found[1].tokens, found[1].text)
+
+
+def test_a_bundle_runs(edgellm, json_of, bundle):
+    options = ["-n", "8", "--temp", "0"]
+    wanted = json_of("run", "-m", "tiny", "Once upon a time", *options)
+    assert json_of("run", bundle, "Once upon a time", *options)["tokens"] == wanted["tokens"]
+    for words, more in (
+        ([bundle, "Once upon a time"], {}),
+        ([bundle.name, "Once upon a time"], {"cwd": bundle.parent}),
+        ([f"{bundle.name}/"], {"cwd": bundle.parent, "input": "Once upon a time"}),  # as a shell completes it
+    ):
+        process = edgellm("run", *words, *options, **more)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert process.stdout.removesuffix("\n") == wanted["text"].removesuffix("\n")
+
+
+def test_a_bundle_of_a_folder_chats_with_its_tokenizer(edgellm, json_of, tmp_path):
+    folder = tmp_path / "model"
+    write_bitnet(folder, vocab=add_tokenizer(folder, "llama-spm"), config={"hidden_act": "relu2"})
+    json_of("pack", folder, tmp_path / "out.edge")
+    run = ("one two", "-n", "4", "--temp", "0", "--executor", "reference")
+    found = [json_of("run", "-m", model, *run) for model in (folder, tmp_path / "out.edge")]
+    assert found[0]["prompt_tokens"] == found[1]["prompt_tokens"]
+    assert found[0]["tokens"] == found[1]["tokens"]
+    process = edgellm("chat", tmp_path / "out.edge", *run[1:], input="one two\n")
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_json(json_of, tmp_path):
@@ -105,7 +151,7 @@ def test_damage_is_listed_with_exit_code_1(edgellm, bundle, tmp_path):
     assert not json.loads(process.stdout)["whole"]
 
 
-def test_wrong_usage_is_one_sentence(edgellm, sentence, tiny, bundle, tmp_path):
+def test_wrong_usage_is_one_sentence(edgellm, sentence, tiny, bundle, stream, tmp_path):
     (tmp_path / "text.txt").write_text("words")
     for arguments, phrase in [
         (["pack", tiny, "out.edge", "--mode", "sparse-exact"], "its activation is silu"),
@@ -114,6 +160,11 @@ def test_wrong_usage_is_one_sentence(edgellm, sentence, tiny, bundle, tmp_path):
         (["pack", "tiny", bundle], "this bundle is there already"),
         (["pack", "tiny", "text.txt", "--force"], "no bundle"),
         (["pack", bundle, "out.edge"], "this is a bundle already"),
+        (["pack", bundle, "out.edge", "--text", "text.txt"], "this is a bundle already"),
+        (["pack", stream, "out.edge"], "this is a bundle already"),
+        (["inspect", "none.edge"], "none.edge: no such model file or folder"),
+        (["run", "none.edge", "Hi"], "none.edge: no such model file or folder"),
+        (["pull", "tiny", "--name", "a.edge"], "no .gguf or .edge at the end"),
         (["pack", "tiny", "out.edge", "--mode", "dense"], "'dense' is not one of"),
         (["pack", "tiny", "no/out.edge"], "does not exist"),
         (["verify", "text.txt"], "this is a file and no bundle"),

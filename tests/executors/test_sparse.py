@@ -156,9 +156,7 @@ def test_a_model_that_fits_checks_every_neuron(folder: Path, tmp_path: Path) -> 
         greedy(bundle, 1)
 
 
-def test_gates_in_parts_change_no_bit(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gates_in_parts_change_no_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a budget and many neurons the gate is computed in parts, the ones that are missing first."""
     from edgellm.executors.native import budgeted, neurons, packed_file
 

@@ -1,13 +1,17 @@
-"""A small model whose neurons can be packed in slots without a loss."""
+"""A small model whose neurons can be packed in slots, those with ReLU without a loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tests.formats.tiny import FFN, HIDDEN, LAYERS
+from tests.formats.tiny import FFN, HEADS, KV_HEADS, LAYERS, VOCAB
+
+HIDDEN = 64  # in slots vectors have a multiple of so many weights
+HEAD = HIDDEN // HEADS
 
 
 def q4_0(seed: int, rows: int, columns: int, scale: float) -> tuple[np.ndarray, str]:
@@ -26,4 +30,30 @@ def write_relu(write_gguf: Callable[..., Path]) -> Path:
             {"gate": (FFN, HIDDEN), "up": (FFN, HIDDEN), "down": (HIDDEN, FFN)}.items()
         ):
             tensors[f"blk.{layer}.ffn_{name}.weight"] = q4_0(10 * layer + i, *shape, 0.02 * (layer + 1))
-    return write_gguf(keys={"hidden_activation": "relu"}, tensors=tensors)
+    return write_small(write_gguf, "relu", tensors)
+
+
+def write_small(
+    write_gguf: Callable[..., Path], activation: str, tensors: Mapping[str, Any] | None = None
+) -> Path:
+    """A Llama in float32 but for `tensors`, by the fixture write_gguf."""
+    rng = np.random.default_rng(2)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (VOCAB, HIDDEN), "output_norm": (HIDDEN,)}
+    for layer in range(LAYERS):
+        block = {
+            "attn_norm": (HIDDEN,),
+            "attn_q": (HEADS * HEAD, HIDDEN),
+            "attn_k": (KV_HEADS * HEAD, HIDDEN),
+            "attn_v": (KV_HEADS * HEAD, HIDDEN),
+            "attn_output": (HIDDEN, HEADS * HEAD),
+            "ffn_norm": (HIDDEN,),
+            "ffn_gate": (FFN, HIDDEN),
+            "ffn_up": (FFN, HIDDEN),
+            "ffn_down": (HIDDEN, FFN),
+        }
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    found = {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return write_gguf(
+        keys={"embedding_length": HIDDEN, "hidden_activation": activation},
+        tensors=found | dict(tensors or {}),
+    )

@@ -22,12 +22,12 @@ from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
 from edgellm.formats.edge_neurons import Matrix, column_vectors, row_vectors
 from edgellm.formats.edge_pack import Packed, pack
 from edgellm.formats.edge_verify import verify
-from edgellm.formats.slots import Codec, decode
+from edgellm.formats.slots import UNIT, Codec, decode
 from edgellm.formats.tensor import Tensor
 from edgellm.models import build_program
-from tests.formats.relu_model import q4_0, write_relu
+from tests.formats.relu_model import HIDDEN, q4_0, write_relu, write_small
 from tests.formats.slots_by_hand import bundle_weights, source_weights
-from tests.formats.tiny import FFN, HIDDEN, LAYERS
+from tests.formats.tiny import FFN, LAYERS
 from tests.formats.tiny_bitnet import add_tokenizer, write_bitnet
 from tools.random_model import write as random_model
 from tools.random_model.shapes import SHAPES
@@ -136,9 +136,9 @@ def test_more_bits_for_columns_lose_less(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.sampled_from(["q4_0", "q8_0", "t2"]), st.integers(0, 99))
 def test_columns_and_rows_of_any_shape_are_exact(hidden: int, blocks: int, codec: Codec, seed: int) -> None:
-    """hidden in blocks of 32, neurons in blocks of the source's type."""
+    """hidden in units of 64, neurons in blocks of the source's type."""
     rng = np.random.default_rng(seed)
-    hidden *= 32
+    hidden *= UNIT
     neurons = blocks * (256 if codec == "t2" else 32)
     order = rng.permutation(neurons)
 
@@ -186,7 +186,7 @@ def test_codes_that_are_no_trits_are_refused(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_are_refused(write_gguf: Callable[..., Path], tmp_path: Path) -> None:
     down = np.ones((HIDDEN, FFN), np.float32)
     down[3, 5] = np.inf
-    source = write_gguf(keys={"hidden_activation": "relu"}, tensors={"blk.1.ffn_down.weight": down})
+    source = write_small(write_gguf, "relu", {"blk.1.ffn_down.weight": down})
     with pytest.raises(EdgeError, match=r"blk\.1\.ffn_down\.weight holds values that are not finite"):
         packed(source, tmp_path / "m.edge", mode="sparse-exact")
     assert [p.name for p in tmp_path.iterdir()] == [source.name]
@@ -234,7 +234,7 @@ def test_a_hugging_face_bitnet(tmp_path: Path, form: str) -> None:
     folder = tmp_path / "model"
     vocab = add_tokenizer(folder, "llama-spm")
     write_bitnet(folder, form, vocab=vocab, config={"hidden_act": "relu2"})
-    from edgellm.text.from_gguf import tokenizer_from_gguf
+    from edgellm.text.template import find_template
     from edgellm.text.to_gguf import tokenizer_keys
     from edgellm.text.tokenizer import load_tokenizer
 
@@ -245,8 +245,11 @@ def test_a_hugging_face_bitnet(tmp_path: Path, form: str) -> None:
     opened = open_checkpoint(tmp_path / "m.edge")
     np.testing.assert_array_equal(logits(opened), logits(source))
     assert opened.tensors["output_norm.weight"].type == "F32"
-    ours = tokenizer_from_gguf(opened.metadata, opened.path)
-    assert ours.encode("one two three") == load_tokenizer(source).encode("one two three")
+    assert load_tokenizer(opened).encode("one two three") == load_tokenizer(source).encode("one two three")
+    assert find_template(opened) == find_template(source)
+    pack(source, tmp_path / "n.edge", mode="sparse-exact")
+    with pytest.raises(EdgeError, match=r"n\.edge: the file holds no tokenizer"):
+        load_tokenizer(open_checkpoint(tmp_path / "n.edge"))
 
 
 @pytest.mark.parametrize(("name", "base"), [("opt", "opt"), ("opt-post-norm", None), ("llama-relu", None)])
@@ -313,13 +316,16 @@ def test_what_cannot_be_packed_is_refused(
     assert not list(tmp_path.glob("*.packing"))
 
 
-def test_a_hidden_size_that_fills_no_blocks_is_refused(
-    write_gguf: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize("hidden", [32, 48, 96])
+def test_a_hidden_size_that_is_no_multiple_of_64_is_refused(
+    write_gguf: Callable[..., Path], tmp_path: Path, hidden: int
 ) -> None:
     source = open_checkpoint(write_gguf(keys={"hidden_activation": "relu"}))
-    source.config.hidden_size = 48
-    with pytest.raises(EdgeError, match="not a multiple of 32"):
+    source.config.hidden_size = hidden
+    with pytest.raises(EdgeError, match=f"the hidden size is {hidden}, not a multiple of 64.*--mode stream"):
         pack(source, tmp_path / "m.edge", mode="sparse-exact")
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
+    pack(source, tmp_path / "m.edge", mode="stream")
 
 
 def test_places_where_nothing_is_written(relu: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from edgellm.errors import EdgeError
 from edgellm.hub import fetch_local
-from edgellm.hub.pull import pull
+from edgellm.hub.pull import pull, resolve
 from tests.hub.webserver import gguf_bytes, leftovers
 
 DATA = gguf_bytes(5_000)
@@ -87,6 +87,20 @@ def test_folder_without_a_model_is_refused(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(EdgeError, match="not a model folder"):
         pull(str(tmp_path / "empty"))
     assert leftovers(cache) == []
+
+
+def test_a_bundle_is_used_where_it_lies(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "Model.edge"
+    bundle.mkdir()
+    (bundle / "manifest.json").touch()
+    monkeypatch.chdir(tmp_path)
+    for spelled in (bundle, str(bundle), f"{bundle}/", "Model.edge", "Model.edge/", "./Model.edge"):
+        assert resolve(spelled).resolve() == bundle
+    with pytest.raises(EdgeError, match=r"Model\.edge: a bundle is used where it lies"):
+        pull(str(bundle))
+    assert leftovers(cache) == []
+    with pytest.raises(EdgeError, match=r"none\.edge: no such model file or folder"):
+        resolve("none.edge")
 
 
 def test_missing_file_is_one_sentence(tmp_path: Path) -> None:

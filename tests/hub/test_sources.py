@@ -37,6 +37,7 @@ from edgellm.hub.sources import (
         ("http://127.0.0.1:80/m.gguf", UrlSource("http://127.0.0.1:80/m.gguf"), "m"),
         ("http://[::1]/m.gguf", UrlSource("http://[::1]/m.gguf"), "m"),
         ("/x/y.gguf", LocalSource(Path("/x/y.gguf")), "y"),
+        ("/x/y.edge", LocalSource(Path("/x/y.edge")), "y"),
     ],
 )
 def test_source_parses_and_its_label_parses_back(text: str, source: object, name: str) -> None:
@@ -94,7 +95,9 @@ def test_label_keeps_no_query() -> None:
     assert source.label == "https://h/m.gguf"
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "../x", ".hidden", "a b", "x.gguf", "a" * 200, "né"])
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/b", "../x", ".hidden", "a b", "x.gguf", "x.edge", "a" * 200, "né"]
+)
 def test_names_that_could_leave_the_cache_are_refused(name: str) -> None:
     with pytest.raises(EdgeError, match="cannot name a model"):
         check_model_name(name)

@@ -87,7 +87,7 @@ def plan_model(
     load_kernels(kernels, target)
     needs = Needs(context, counted_bytes(workspace), CHUNK, kv)
     budget, residency, _, capacity = spend(program, checkpoint, packed, dram, needs, sparse)
-    return Plan(budget, residency, sparse and sparse.plan(capacity))
+    return Plan(budget, residency, None if sparse is None else sparse.plan(capacity))
 
 
 def streamed_store(

@@ -31,6 +31,7 @@ from edgellm.executors.native.streamed import StreamedStore
 from edgellm.executors.native.weights import WeightStore
 from edgellm.flash.counters import Counters
 from edgellm.flash.neurons import NeuronStats, Policy
+from edgellm.flash.plan import Plan
 from edgellm.flash.ring import RingStats
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels import team
@@ -169,6 +170,15 @@ class NativeExecutor(Executor):
     def streamed(self) -> StreamedStore | None:
         """The weights, if they are held to a budget."""
         return self._store if isinstance(self._store, StreamedStore) else None
+
+    def plan(self) -> Plan | None:
+        """What the memory of the budget goes to; None without one."""
+        store = self.streamed
+        if store is None:
+            return None
+        sparse = self._sparse
+        neurons = sparse.plan(sparse.neurons.capacity) if sparse and sparse.neurons else None
+        return Plan(store.budget, store.residency, neurons)
 
     def flash_counters(self) -> Counters | None:
         """What was read and how long it took, since the executor was made; None without a budget."""

@@ -139,7 +139,11 @@ class Parts:
         y = self._space[y_name] if y_name else None
         out = self._write(out_name, x.width)
         first, end = some or (0, x.width)
-        fields = {"X": x.address + 4 * first, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private)}
+        fields: dict[str, int | float] = {
+            "X": x.address + 4 * first,
+            "X_STRIDE": x.stride,
+            "X_PRIVATE": int(x.private),
+        }
         fields["FACTOR"] = float(factor)
         if y is not None:
             fields |= {"Y": y.address + 4 * first, "Y_STRIDE": y.stride, "Y_PRIVATE": int(y.private)}
