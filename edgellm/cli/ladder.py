@@ -1,4 +1,4 @@
-"""`edgellm bench --ladder`: what each idea of "LLM in a flash" gains, in the same memory, on the same tokens."""
+"""`edgellm bench --ladder`: what each idea of "LLM in a flash" gains, with the same memory and tokens."""
 
 from __future__ import annotations
 
@@ -98,9 +98,10 @@ def _print(report: dict[str, Any]) -> None:
     print("".join(f"{name:>10}" for name in head) + f"{'peak':>12}")
     for name, found in report["rungs"].items():
         io, latency = found["io"], found["latency_ms"]
+        hits = io["hit_rate"]
         cells = [
             name, f"{found['tokens_per_second']['median']:.2f}", f"{io['bytes_per_token'] / 1e6:.1f}",
-            f"{io['requests_per_token']:.0f}", f"{io['hit_rate']['mean']:.1%}", f"{io['hit_rate']['p99']:.1%}",
+            f"{io['requests_per_token']:.0f}", f"{hits['mean']:.1%}", f"{hits['p99']:.1%}",
             *(f"{latency[key]:.1f}" for key in ("io", "memory", "compute", "p50", "p99")),
         ]  # fmt: skip
         print("".join(f"{cell:>10}" for cell in cells) + f"{size(found['memory']['peak_rss_bytes']):>12}")

@@ -69,8 +69,8 @@ def plan(
         )
         if neurons.active is not None and neurons.missing is not None:
             print(
-                f"  {'expected of a token':<22}{neurons.active:>12.0f}   slots, of which {neurons.missing:.0f} "
-                "are read"
+                f"  {'expected of a token':<22}{neurons.active:>12.0f}   slots, of which "
+                f"{neurons.missing:.0f} are read"
             )
     if prediction is None:
         print("no prediction: nobody has measured which neurons fire; pack the model with --text")

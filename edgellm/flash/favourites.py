@@ -63,6 +63,20 @@ class Favourites:
         self.score[slots] += self.step
         self.advance()
 
+    @property
+    def wants_a_look(self) -> bool:
+        """Whether welcome() should be called even with nobody who might stay."""
+        return self._now % EVERY == 0 or self._next == len(self._weakest)
+
+    @property
+    def bar(self) -> float:
+        """The score from which on a slot may take the row of another."""
+        if self.num_used < self.capacity:
+            return -1.0
+        if self._next == len(self._weakest):
+            return np.inf
+        return float(self.score[self.pointer[self._weakest[self._next]]]) * HYSTERESIS
+
     def welcome(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots that were read: which of them may stay, and the rows that they get; the bookkeeping says so
         from now on."""
@@ -72,14 +86,13 @@ class Favourites:
             self.num_used += free
             self._put(slots[:free], rows)
             return slots[:free], rows
+        if self.capacity and self.wants_a_look:
+            self._look()
         if not self.capacity or not len(slots):
             return slots[:0], slots[:0]
-        if self._now % EVERY == 0 or self._next == len(self._weakest):
-            self._look()
         victims = self._weakest[self._next :]
         scores = self.score[slots]
-        bar = self.score[self.pointer[victims[0]]] * HYSTERESIS
-        hopeful = np.flatnonzero(scores > bar)
+        hopeful = np.flatnonzero(scores > self.bar)
         if not len(hopeful):
             return slots[:0], slots[:0]
         best = hopeful[np.argsort(-scores[hopeful], kind="stable")][: len(victims)]

@@ -24,7 +24,7 @@ from edgellm.formats.slots import SlotLayout
 from edgellm.kernels.layout import align
 from edgellm.kernels.memory import address, reserve
 
-GAP = 24 << 10  # bytes between neighbours that are read along: about what a request costs
+GAP = 40 << 10  # bytes between neighbours that are read along, where the device was not measured
 LONGEST = 1 << 20  # bytes of a read while the arenas are filled
 Check = Callable[[np.ndarray, int], np.ndarray]  # addresses (n,), words each -> checksums (n,)
 
@@ -76,12 +76,13 @@ class Neurons:
 
     capacity: slots of a layer that stay in memory. frequency: (layers, slots) share of tokens that need each.
     gates: the section with the gates is needed too. sums: uint64 (layers, slots, 2), what is compared when a
-    slot is read for the first time.
+    slot is read for the first time. gap: bytes that cost as much as a request of their own.
     """
 
     def __init__(
         self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, capacity: int,
         lists: Lists, gates: bool = False, policy: Policy | None = None, frequency: np.ndarray | None = None,
+        gap: int = GAP,
     ):  # fmt: skip
         self.reader, self.layout, self.policy = reader, layout, policy or Policy()
         if layout.alignment % reader.alignment:
@@ -93,7 +94,7 @@ class Neurons:
         self._sections = 2 if gates else 1
         self.row_bytes = layout.stride if gates else layout.section_bytes(0)
         self.capacity = min(capacity, layout.slots)
-        self.lists = lists
+        self.lists, self._gap = lists, gap
         self.stats = NeuronStats()
         self.keepers = [self._keeper(layer, frequency) for layer in range(layout.layers)]
         self._checked = np.zeros((layout.layers, layout.slots), bool)
@@ -128,8 +129,8 @@ class Neurons:
             layer, PER_SLOT=layout.per_slot, NEURON_BYTES=layout.neuron_bytes(0),
             ROW_OF=address(keeper.row_of), ARENA=self._arenas[layer], ROW_BYTES=self.row_bytes,
             STAGED=self._staged, STRIDE=layout.stride, LAYER_OFFSET=layout.layer_offset(layer),
-            SCORES=address(keeper.score if isinstance(keeper, Favourites) else self._no_scores), STEP=1.0,
-            GAP=GAP if self.policy.merge else -1, **gates,
+            SCORES=address(keeper.score if isinstance(keeper, Favourites) else self._no_scores),
+            STEP=1.0, BAR=-1.0, CHECKED=address(self._checked[layer]), GAP=self._gap if self.policy.merge else -1, **gates,
         )  # fmt: skip
 
     @staticmethod
@@ -165,7 +166,7 @@ class Neurons:
             self._keep()
             self._seen = 0
         lists, keeper, stats = self.lists, self.keepers[layer], self.stats
-        needed, count, reads = lists.counts.tolist()
+        needed, count, reads, hopeful, fresh = lists.counts.tolist()
         missing = lists.missing[self._seen : count]
         self._seen = count
         if isinstance(keeper, Window) and not many:
@@ -173,15 +174,17 @@ class Neurons:
         elif self.policy.everything or self.policy.apart:
             self._stage(layer, np.flatnonzero(keeper.row_of < 0) if self.policy.everything else missing)
         elif reads:
-            self._note(layer, missing, None)
+            if fresh:
+                self._note(layer, missing, None)
             self._read(lists.offsets[:reads], lists.lengths[:reads], lists.places[:reads])
         stats.missed += len(missing)
         if ends:
             stats.needed += needed
             if isinstance(keeper, Favourites) and not many and not self.policy.fixed:
                 keeper.advance()
-                lists.set(layer, STEP=keeper.step)
-                self._new = layer, lists.missing[:count].copy()
+                lists.scores(layer, keeper.step, keeper.bar)
+                if hopeful or keeper.wants_a_look:
+                    self._new = layer, lists.hopeful[:hopeful].copy()
         stats.memory_seconds += time.perf_counter() - begin
 
     def arrive(self) -> None:
@@ -255,6 +258,7 @@ class Neurons:
         keeper = self.keepers[layer]
         assert isinstance(keeper, Favourites)
         slots, rows = keeper.welcome(slots)
+        self.lists.scores(layer, keeper.step, keeper.bar)
         if len(slots):
             image = self._image(self._staging, self._staged, self.layout.slots, self.layout.stride)
             arena = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)
@@ -276,11 +280,11 @@ class Neurons:
         if self.policy.apart:
             offsets, lengths = self._halves(offsets)
         else:
-            offsets, lengths, *_ = merge(offsets, lengths, GAP)
+            offsets, lengths, *_ = merge(offsets, lengths, self._gap)
         self._read(offsets, lengths, self._staged + offsets - begin)
 
     def _read(self, offsets: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> None:
-        self._tickets.append(self.reader.start(offsets, lengths, places))
+        self._tickets.append(self.reader.start(offsets, lengths, places, trusted=True))
         self.stats.bytes += int(lengths.sum())
         self.stats.reads += len(lengths)
 

@@ -232,7 +232,7 @@ class _Layer:
         if self._scale is None:
             squares = np.mean(np.square(inputs, dtype=np.float32), axis=0)
             self._scale = np.sqrt(np.maximum(squares, _LEAST_SCALE**2 * squares.mean())) + 1e-12
-            often = (counts + 1) / (len(bits) + 2)
+            often = (counts + share) / (len(bits) + 1)  # a neuron never seen fire may
             self._weights.bias[:] = np.log(often / (1 - often)) - math.log(share / (1 - share))
         for _ in range(self._epochs):
             places = self._rng.permutation(len(bits))

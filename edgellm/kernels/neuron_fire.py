@@ -42,16 +42,17 @@ def build(target: Target) -> Callable[..., None]:
         offsets, lengths, places = i64_at(a[Arg.OFFSETS]), i64_at(a[Arg.LENGTHS]), i64_at(a[Arg.PLACES])
         per_slot, row_bytes, stride = a[Arg.PER_SLOT], a[Arg.ROW_BYTES], a[Arg.STRIDE]
         begin, gap = a[Arg.LAYER_OFFSET], a[Arg.GAP]
-        step, gates = f64_at(args)[Arg.STEP], a[Arg.GATE_OFFSET] != 0
+        step, bar, gates = f64_at(args)[Arg.STEP], f64_at(args)[Arg.BAR], a[Arg.GATE_OFFSET] != 0
+        hopeful, checked = i64_at(a[Arg.HOPEFUL]), u8_at(a[Arg.CHECKED])
         if a[Arg.APPEND] == 0:
             all_[0] = here[0] = arriving[0] = 0
-            counts[0] = counts[1] = 0
+            counts[0] = counts[1] = counts[3] = 0
             if gates:
                 gate_here[0] = gate_arriving[0] = 0
         if a[Arg.APPEND] < 2:
-            counts[2] = 0
+            counts[2] = counts[4] = 0
         n_all, n_here, n_arriving = all_[0], here[0], arriving[0]
-        n_needed, n_missing, reads = counts[0], counts[1], counts[2]
+        n_needed, n_missing, reads, n_hopeful, n_fresh = counts[0], counts[1], counts[2], counts[3], counts[4]
         place = n_all
         if n_all > 0 and all_[1] > first:  # these belong in front: the order decides how results are rounded
             new = 0
@@ -77,6 +78,10 @@ def build(target: Target) -> Callable[..., None]:
                     base = a[Arg.STAGED] + slot * stride
                     missing[n_missing] = slot
                     n_missing += 1
+                    n_fresh += checked[slot] == 0
+                    if scores[slot] > bar:
+                        hopeful[n_hopeful] = slot
+                        n_hopeful += 1
                     at = begin + slot * stride
                     near = False
                     if reads > 0 and at >= offsets[reads - 1]:
@@ -105,6 +110,6 @@ def build(target: Target) -> Callable[..., None]:
         all_[0], here[0], arriving[0] = n_all, n_here, n_arriving
         if gates:
             gate_here[0], gate_arriving[0] = n_here, n_arriving
-        counts[0], counts[1], counts[2] = n_needed, n_missing, reads
+        counts[0], counts[1], counts[2], counts[3], counts[4] = n_needed, n_missing, reads, n_hopeful, n_fresh
 
     return neuron_fire

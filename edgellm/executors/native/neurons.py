@@ -14,8 +14,9 @@ import numpy as np
 
 from edgellm.executors.native.buffers import Buffer
 from edgellm.flash.lists import Lists
-from edgellm.flash.neurons import Check, Neurons, NeuronStats, Policy
+from edgellm.flash.neurons import GAP, Check, Neurons, NeuronStats, Policy
 from edgellm.flash.plan import NeuronPlan, expected_misses
+from edgellm.flash.probe import load
 from edgellm.flash.reader import Reader
 from edgellm.formats.slots import SECTIONS, Role
 from edgellm.kernels.layout import NeuronCheck, record
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CHECK_KERNEL = "neuron_check"
 LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates take less time than a stop
 FIRST_PART = 0.35  # of the neurons; docs/flash.md
+GAP_DEPTH = 32  # reads in flight, about as many as a layer asks for at a time
 PART_ROWS = 80  # a multiple of the rows of all tiles
 
 
@@ -150,6 +152,7 @@ class SparseFfn:
         reader = Reader(self.bundle.path / "ffn.bin")
         sums = np.asarray(self.bundle.sums)
         check = _check(team, kernel)
+        device = load(self.bundle.path)  # if it was measured before
         self.neurons = Neurons(
             reader,
             self.layout,
@@ -160,6 +163,7 @@ class SparseFfn:
             self.gates,
             self.policy,
             self.slot_frequency(),
+            GAP if device is None else device.fit(GAP_DEPTH).gap_bytes,
         )
         return self.neurons
 
