@@ -130,7 +130,8 @@ class Neurons:
             ROW_OF=address(keeper.row_of), ARENA=self._arenas[layer], ROW_BYTES=self.row_bytes,
             STAGED=self._staged, STRIDE=layout.stride, LAYER_OFFSET=layout.layer_offset(layer),
             SCORES=address(keeper.score if isinstance(keeper, Favourites) else self._no_scores),
-            STEP=1.0, BAR=-1.0, CHECKED=address(self._checked[layer]), GAP=self._gap if self.policy.merge else -1, **gates,
+            STEP=1.0, BAR=-1.0, CHECKED=address(self._checked[layer]),
+            GAP=self._gap if self.policy.merge else -1, **gates,
         )  # fmt: skip
 
     @staticmethod

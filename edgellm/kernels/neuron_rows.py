@@ -1,7 +1,7 @@
 """Rows of up (or gate) of some neurons, times the inputs of an FFN: the half of a sparse FFN before `down`.
 
     act[t, i] *= W_i x_t + bias_i        for the neurons i of the list, where act[t, i] is not 0
-    act[t, i]  = f(W_i x_t + bias_i)     with an activation: of gates whose neurons were predicted
+    act[t, i]  = f(W_i x_t + bias_i)     the same with an activation: of gates whose neurons were predicted
 
 The inputs are quantised rows (layout.ActLayout), as for linear_q: dot products of blocks are exact in
 integers. Trits with rounded inputs have one scale on either side: their sums over whole rows are integers,
@@ -167,7 +167,7 @@ def build(
     single scale."""
     whole = bool(rounded) and codec not in SCALED
     dot = make_dot(target, codec, planes, whole, activation)
-    always = activation is not None
+    replaces = activation is not None
 
     def neuron_rows(args: int, state: int, thread: int, threads: int) -> None:
         a, s, listed = i64_at(args), i64_at(state), i64_at(i64_at(args)[Arg.LIST])
@@ -182,8 +182,8 @@ def build(
             for t in range(tokens):
                 act = f32_at(a[Arg.ACT] + t * a[Arg.ACT_STRIDE])
                 old = act[neuron]
-                if always or old != 0:
+                if old != 0:
                     value = dot(args, vector, following, x + t * stride, bias)
-                    act[neuron] = value if always else old * value
+                    act[neuron] = value if replaces else old * value
 
     return neuron_rows

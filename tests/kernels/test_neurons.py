@@ -95,6 +95,8 @@ def test_gates_of_predicted_neurons(target, run_kernel: RunKernel) -> None:
     memory = aligned(data.size, np.uint8).reshape(data.shape)
     memory[:] = data
     act = aligned(NEURONS, np.float32)
+    act[:] = 1
+    act[4] = 0  # not predicted for this token
     rows, values, layout = rounded_rows(rng, HIDDEN, 2)
     some = np.arange(0, NEURONS, 2)
     which = listed(memory, some)
@@ -104,8 +106,9 @@ def test_gates_of_predicted_neurons(target, run_kernel: RunKernel) -> None:
         ACT_STRIDE=4 * NEURONS, FACTOR=1.0,
     )  # fmt: skip
     run_kernel(target, "neuron_rows/codec=q8_0,planes=2,activation=relu", args)
-    expected = np.zeros(NEURONS)
+    expected = np.ones(NEURONS)
     expected[some] = np.maximum(decode(data, "gate", "q8_0")[some] @ values[0], 0)
+    expected[4] = 0
     np.testing.assert_allclose(act, expected, rtol=2e-4, atol=2e-3)
 
 

@@ -54,7 +54,7 @@ def spend(
     now; and the slots of each layer that a bundle keeps. Raises EdgeError, with the smallest budget that
     would do, where nothing works."""
     layouts, offsets = packed.layout
-    used = uses(program, sparse.left_out(program) if sparse else frozenset())
+    used = uses(program, sparse)
     lookups = 0
     if used.table is not None:  # tiles that are read, and where reads land
         lookups = 2 * needs.rows * (align(layouts[used.table].stride, ALIGNMENT) + 2 * ALIGNMENT)

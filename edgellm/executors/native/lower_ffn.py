@@ -44,28 +44,42 @@ class FfnParts(Parts):
         return "ffn.norm"
 
     def _sparse_ffn(self, op: ops.Ffn, add_to: str | None, sparse: SparseFfn) -> None:
-        """What fires is found out from the gate, or without one from up, which then is in memory."""
+        """Who fires is predicted; or found out from the gate, or without one from up, which is in memory."""
         lists = sparse.lists
-        predictor = op.up if op.gate is None else op.gate
+        if sparse.gates:
+            down, up, bias = sparse.predictor(op)
+            self._linear(op.x, "ffn.rank", down, None)
+            self._elementwise("relu", "ffn.rank", None, "ffn.rank")
+            self._linear("ffn.rank", "ffn.act", up, bias)
+            self._elementwise("relu", "ffn.act", None, "ffn.act")  # scores: what is 0 will not fire
+            self._fire(op, (0, op.neurons), 0, sparse)
+            self._cut(Cut(self._here(), "fire", self._layer(op)))
+        else:
+            self._gate(op, sparse)
+        act = self._space["ffn.act"]
+        for gates, neurons in ((lists.gate_here, lists.here), (lists.gate_arriving, lists.arriving)):
+            if sparse.gates:
+                self._neuron_rows(op, "gate", None, gates, act, sparse)
+            if op.gate is not None:
+                self._neuron_rows(op, "up", op.up_bias, neurons, act, sparse)
+            if neurons is lists.here:
+                self._cut(Cut(self._here(), "arrive", self._layer(op)))
+        self._neuron_columns(op, self._hidden(op), add_to, sparse)
+
+    def _gate(self, op: ops.Ffn, sparse: SparseFfn) -> None:
+        """act = f(gate x), and who fires of it, in parts if all of the gate is in memory."""
+        gate = op.up if op.gate is None else op.gate
         bias = op.up_bias if op.gate is None else None
-        pieces = self._store[predictor].parts
+        pieces = self._store[gate].parts
         whole = not pieces or (len(pieces) == 1 and pieces[0].unit is None)
         parts: Sequence[tuple[int, int] | None] = sparse.parts if whole and len(sparse.parts) > 1 else [None]
         for i, part in enumerate(parts):
-            self._linear(op.x, "ffn.act", predictor, bias, rounding=op.rounding, some=part)
+            self._linear(op.x, "ffn.act", gate, bias, rounding=op.rounding, some=part)
             self._elementwise(op.activation, "ffn.act", None, "ffn.act", some=part)
             ends = i + 1 == len(parts)
             self._fire(op, part or (0, op.neurons), i, sparse)
             if i == 0 or ends:
                 self._cut(Cut(self._here(), "fire", self._layer(op), begins=i == 0, ends=ends))
-        act = self._space["ffn.act"]
-        if op.gate is not None:
-            self._neuron_rows(op, "up", op.up_bias, lists.here, act, sparse)
-            self._cut(Cut(self._here(), "arrive", self._layer(op)))
-            self._neuron_rows(op, "up", op.up_bias, lists.arriving, act, sparse)
-        else:
-            self._cut(Cut(self._here(), "arrive", self._layer(op)))
-        self._neuron_columns(op, self._hidden(op), add_to, sparse)
 
     def _fire(self, op: ops.Ffn, part: tuple[int, int], number: int, sparse: SparseFfn) -> None:
         """Find out who fires of a part of the neurons."""
@@ -100,20 +114,23 @@ class FfnParts(Parts):
         self, op: ops.Ffn, role: Role, bias: ops.Weight | None, which: np.ndarray, act: Buffer,
         sparse: SparseFfn,
     ) -> None:  # fmt: skip
-        """act *= W x + bias, for the neurons of the list `which`."""
+        """act *= W x + bias, for the neurons of the list `which`; of gates act = f(W x + bias)."""
         layout = sparse.layout
         codec = layout.codecs[role]
+        weight = op.gate if role == "gate" and op.gate is not None else op.up
         source = self._quantize(self._space[op.x], op.x, None, op.rounding)
         row = ActLayout(layout.hidden)
         self._emit(
             f"neuron_rows/codec={codec},planes={self._planes_of(op.rounding)}"
-            + (",rounded=1" if op.rounding else ""),
+            + (",rounded=1" if op.rounding else "")
+            + (f",activation={op.activation}" if role == "gate" else ""),
             "NeuronRows", reads=[source, act], writes=[act], LIST=address(which),
             INPUT=source.address, INPUT_STRIDE=row.stride, INPUT_PRIVATE=int(source.private),
             ACT_LOW=row.low, ACT_SCALE=row.scale, ACT_FSUM=row.fsum32, UNITS=layout.hidden // UNIT,
-            VECTOR=sparse.vector(role), WEIGHT_SCALE=layout.nbytes(role) - 4,
+            VECTOR=0 if role == "gate" else sparse.vector(role), WEIGHT_SCALE=layout.nbytes(role) - 4,
             ACT=act.address, ACT_STRIDE=act.stride,
-            BIAS=0 if bias is None else self._vector(bias, op.neurons, 0.0), FACTOR=float(op.up.scale),
+            BIAS=0 if bias is None else self._vector(bias, op.neurons, 0.0),
+            FACTOR=float(weight.scale),
         )  # fmt: skip
         self.result.instructions[-1].cost = Cost(f"neurons_{role}")
 

@@ -6,6 +6,7 @@ weights are there. What follows computes from lists of neurons (flash/neurons.py
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -23,13 +24,13 @@ from edgellm.kernels.layout import NeuronCheck, record
 from edgellm.kernels.memory import address
 from edgellm.kernels.team import Team
 from edgellm.program import ops
-from edgellm.program.program import Program
 
 if TYPE_CHECKING:
     from edgellm.formats.checkpoint import Checkpoint
     from edgellm.formats.edge import Bundle
 
 CHECK_KERNEL = "neuron_check"
+_log = logging.getLogger("edgellm")
 LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates take less time than a stop
 FIRST_PART = 0.35  # of the neurons; docs/flash.md
 GAP_DEPTH = 32  # reads in flight, about as many as a layer asks for at a time
@@ -54,10 +55,11 @@ class Cut:
 class SparseFfn:
     """How the FFNs of a bundle are computed."""
 
-    def __init__(self, bundle: Bundle, policy: Policy | None = None):
+    def __init__(self, bundle: Bundle, predicted: bool, policy: Policy | None = None):
         assert bundle.layout is not None
         self.bundle, self.layout, self.policy = bundle, bundle.layout, policy or Policy()
-        self.gates = False
+        # Whether gates are in slots, and who fires is predicted.
+        self.gates = bundle.mode == "sparse-predicted" and predicted
         self.lists = Lists(self.layout.layers, self.layout.neurons)
         self.neurons: Neurons | None = None
         self.parts: tuple[tuple[int, int], ...] = ((0, self.layout.neurons),)
@@ -66,23 +68,35 @@ class SparseFfn:
     def of(cls, checkpoint: Checkpoint, policy: Policy | None = None) -> SparseFfn | None:
         """That of a checkpoint, if it is a bundle with neurons in slots."""
         bundle = checkpoint.bundle
-        return None if bundle is None or bundle.layout is None else cls(bundle, policy)
+        if bundle is None or bundle.layout is None:
+            return None
+        predicted = "blk.0.ffn_predictor_up.weight" in checkpoint.tensors
+        if bundle.mode == "sparse-predicted" and not predicted:
+            _log.warning(
+                f"{bundle.path}: nobody has trained its predictor, so its gates stay in memory and tell who "
+                "fires; train it with edgellm predictor train."
+            )
+        return cls(bundle, predicted, policy)
 
-    def left_out(self, program: Program) -> frozenset[ops.Weight]:
-        """The weights that are in slots, which nobody packs."""
-        found: set[ops.Weight] = set()
-        for op in program.ops:
-            if isinstance(op, ops.Ffn):
-                found.add(op.down)
-                if op.gate is not None:
-                    found.add(op.up)
-        return frozenset(found)
+    def weights(self, op: ops.Ffn) -> tuple[list[ops.Weight], list[ops.Weight]]:
+        """The matrices of an FFN that are not in slots, in the order of use, and its vectors."""
+        vectors = [w for w in (op.up_bias, op.down_bias, op.sub_norm) if w is not None]
+        if self.gates:
+            down, up, bias = self.predictor(op)
+            return [down, up], [bias, *vectors]
+        return [op.up if op.gate is None else op.gate], vectors
+
+    @staticmethod
+    def predictor(op: ops.Ffn) -> tuple[ops.Weight, ops.Weight, ops.Weight]:
+        """Of who will fire: up relu(down x) + bias is above 0."""
+        name = f"blk.{op.layer}.ffn_predictor_"
+        return ops.Weight(f"{name}down.weight"), ops.Weight(f"{name}up.weight"), ops.Weight(f"{name}up.bias")
 
     def split(self, capacity: int) -> None:
         """Look at the neurons of a layer in parts, when `capacity` slots of each stay in memory: first those
         that are most often missing, so that they are read while the gate of the others is computed."""
         layout = self.layout
-        if capacity < layout.slots and layout.neurons >= LEAST_TO_SPLIT:
+        if not self.gates and capacity < layout.slots and layout.neurons >= LEAST_TO_SPLIT:
             low = capacity * layout.per_slot // PART_ROWS * PART_ROWS
             high = min(layout.neurons, low + int(FIRST_PART * layout.neurons) // PART_ROWS * PART_ROWS)
             parts = ((low, high), (high, layout.neurons), (0, low))

@@ -29,7 +29,7 @@ def prepare(
     """The layout of all weights, rows of activations, and the Program lowered to them; nothing is packed.
     planes, kv: as NativeExecutor takes them; in_memory: as WeightStore does; sparse: how the
     FFNs of a bundle with neurons in slots are computed; watched: as Lowering does."""
-    matrices, vectors = weights_of(program, sparse.left_out(program) if sparse else frozenset())
+    matrices, vectors = weights_of(program, sparse)
     base3 = in_base3(program, checkpoint, matrices, target)
     packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=in_memory)
     workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
@@ -43,17 +43,21 @@ def counted_bytes(workspace: Workspace) -> int:
 
 
 def weights_of(
-    program: Program, without: frozenset[ops.Weight] = frozenset()
+    program: Program, sparse: SparseFfn | None = None
 ) -> tuple[list[ops.Weight], list[ops.Weight]]:
-    """The matrices of all linears and embedding tables, and the vectors; in order of use, each once, but
-    those of `without`."""
+    """The matrices of all linears and embedding tables, and the vectors; in order of use, each once. sparse:
+    those of its FFNs are the ones that are not in slots."""
     matrices: list[ops.Weight] = []
     vectors: list[ops.Weight] = []
     for op in program.ops:
-        found = access.matrices(op)
+        if sparse is not None and isinstance(op, ops.Ffn):
+            found, others = sparse.weights(op)
+            matrices += found
+            vectors += others
+            continue
+        names = access.matrices(op)
         for name, weight in access.weights(op).items():
-            if weight not in without:
-                (matrices if name in found else vectors).append(weight)
+            (matrices if name in names else vectors).append(weight)
     return list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgellm.executors.native.neurons import SparseFfn
 from edgellm.executors.native.packing import VECTOR, Form, Packed, Part, vector_values
 from edgellm.flash.budget import Budget
 from edgellm.flash.reader import Reader
@@ -33,8 +34,8 @@ class Uses:
     pinned: frozenset[ops.Weight]  # that are looked up in by position: they stay in memory
 
 
-def uses(program: Program, without: frozenset[ops.Weight] = frozenset()) -> Uses:
-    """What a step of the Program reads, but those of `without`. A table that only embeds is none of the
+def uses(program: Program, sparse: SparseFfn | None = None) -> Uses:
+    """What a step of the Program reads but neurons in slots. A table that only embeds is none of the
     matrices."""
     found: dict[ops.Weight, int] = {}
     pinned: set[ops.Weight] = set()
@@ -45,9 +46,10 @@ def uses(program: Program, without: frozenset[ops.Weight] = frozenset()) -> Uses
         if isinstance(op, ops.Embed) and op.index == "token":
             table = op.table
             continue
-        for name, weight in access.matrices(op).items():
-            if weight in without:
-                continue
+        names = access.matrices(op)
+        if sparse is not None and isinstance(op, ops.Ffn):
+            names = {weight.name: weight for weight in sparse.weights(op)[0]}
+        for name, weight in names.items():
             found.setdefault(weight, group)
             if name == "table":
                 pinned.add(weight)
