@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 AT_LEAST = -1  # marks a row count in `expected_shapes` that may be larger than the number after it
 
-# Tensors that no op reads, because they are folded into a constant of the Program or into nothing.
-_UNREAD_SUFFIXES = (".scale", ".input_scale", ".rotary_emb.inv_freq", "rope_freqs.weight")
+# Tensors that no op reads: they are folded into a constant of the Program or into nothing, or they tell which
+# neurons of an Ffn will fire.
+_UNREAD_SUFFIXES = (
+    ".scale", ".input_scale", ".rotary_emb.inv_freq", "rope_freqs.weight", ".ffn_predictor_down.weight",
+    ".ffn_predictor_up.weight", ".ffn_predictor_up.bias",
+)  # fmt: skip
 _UNREAD_PREFIXES = ("rope_", "blk.0.rope_factors_")
 
 

@@ -1,0 +1,102 @@
+"""Neurons that a predictor leaves out count as if they had not fired, and all others are exact."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.executors.native import NativeExecutor
+from edgellm.executors.native.neurons import SparseFfn
+from edgellm.flash.predictor import Figures, Trained, Weights, save
+from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
+from edgellm.formats.edge_pack import pack
+from edgellm.models import build_program
+
+CONTEXT, RANK = 64, 16
+PROMPT = np.random.default_rng(3).integers(300, 4000, 20)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Path:
+    """With a predictor that nobody has trained."""
+    path: Path = tmp_path_factory.mktemp("predicted") / "tiny.edge"
+    pack(open_checkpoint(shipped), path, mode="sparse-predicted", gate_in_slots=True)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.bundle is not None
+    rng = np.random.default_rng(0)
+    config = checkpoint.config
+    weights = tuple(
+        Weights(
+            rng.standard_normal((RANK, config.hidden_size)).astype(np.float16),
+            rng.standard_normal((config.ffn_size, RANK)).astype(np.float16),
+            rng.standard_normal(config.ffn_size).astype(np.float32),
+        )
+        for _ in range(config.n_layers)
+    )
+    figures = tuple(Figures(0.5, 0.5, 0.5, 0.5) for _ in weights)
+    save(Trained(weights, figures, tokens=1, held_out=1, epochs=1, seed=0), checkpoint.bundle, "none")
+    return path
+
+
+def logits_of(executor: NativeExecutor) -> np.ndarray:
+    session = executor.new_session(CONTEXT)
+    found = [session.prefill(PROMPT)]
+    for _ in range(12):
+        found.append(session.decode(int(found[-1].argmax())))
+    executor.close()
+    return np.array(found)
+
+
+def masked(shipped: Path, predictors: Checkpoint) -> np.ndarray:
+    """The dense model, with the gates shut of neurons that are not predicted."""
+    tensors = predictors.tensors
+    weights = [
+        Weights(
+            *(
+                tensors[f"blk.{layer}.ffn_predictor_{part}"].dequantize()
+                for part in ("down.weight", "up.weight", "up.bias")
+            )
+        )
+        for layer in range(predictors.config.n_layers)
+    ]
+
+    def shut(layer: int, inputs: np.ndarray, gates: np.ndarray) -> None:
+        gates[weights[layer].scores(inputs) <= 0] = -1
+
+    checkpoint = open_checkpoint(shipped)
+    return logits_of(NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2, watch=shut))
+
+
+@pytest.mark.parametrize("capacity", [0, 25, 1000])
+def test_predicted_neurons_are_exact_and_others_nought(
+    bundle: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch, capacity: int
+) -> None:
+    open_neurons = SparseFfn.open
+    monkeypatch.setattr(
+        SparseFfn, "open", lambda self, team, kernel, _: open_neurons(self, team, kernel, capacity)
+    )
+    checkpoint = open_checkpoint(bundle)
+    executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)
+    assert executor._sparse is not None
+    assert executor._sparse.gates
+    found, expected = logits_of(executor), masked(shipped, checkpoint)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    stats = executor._sparse.stats
+    assert 0 < stats.needed
+    assert (stats.missed > 0) == (capacity < 1000)
+
+
+def test_without_a_predictor_the_gate_tells(
+    shipped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack(open_checkpoint(shipped), tmp_path / "tiny.edge", mode="sparse-predicted", gate_in_slots=True)
+    results = []
+    for path in (shipped, tmp_path / "tiny.edge"):
+        checkpoint = open_checkpoint(path)
+        with caplog.at_level(logging.WARNING, "edgellm"):
+            results.append(logits_of(NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)))
+    assert (results[0] == results[1]).all()
+    assert "train it with edgellm predictor train" in caplog.text
