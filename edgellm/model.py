@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,6 +217,8 @@ def load(
     started = time.perf_counter()
     threads = check_threads(threads)
     checkpoint = open_checkpoint(path)
+    if checkpoint.bundle is not None and checkpoint.bundle.mode == "sparse-threshold":
+        logging.getLogger("edgellm").warning(threshold_note(path.name, checkpoint.bundle.manifest))
     context = check_context(checkpoint, context, DEFAULT_CONTEXT if dram is None else DRAM_CONTEXT)
     program = build_program(checkpoint, context)
     with ThreadPoolExecutor(1) as beside:  # packing weights mostly waits for memory, a vocabulary for Python
@@ -231,6 +234,22 @@ def load(
             raise
     load_s = time.perf_counter() - started
     return Model(checkpoint, program, runner, tokenizer, threads=threads, context=context, load_s=load_s)
+
+
+def threshold_note(name: str, manifest: Mapping[str, Any]) -> str:
+    """What the bundle `name` of the mode sparse-threshold leaves out, and what that costs, in a sentence.
+    Its calibration is as whoever packed it wrote it."""
+    given = manifest.get("calibration")
+    facts: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    given = facts.get("perplexity")
+    cost: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    share, model, bundle = facts.get("sparsity"), cost.get("model"), cost.get("bundle")
+    much = f"{share:.0%} of".replace("%", " %") if isinstance(share, float) else "some"
+    what = f"{name} drops {much} FFN activations below calibrated thresholds"
+    if not isinstance(model, float) or not isinstance(bundle, float):
+        return f"{what}; what that costs was not measured."
+    text = "".join(c if c.isprintable() else "?" for c in str(facts.get("text"))[:80])
+    return f"{what}: perplexity {bundle:.1f} instead of {model:.1f} on {text}."
 
 
 def check_threads(threads: int | None) -> int:

@@ -12,8 +12,14 @@ from edgellm.cli import options
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from edgellm.formats.checkpoint import Checkpoint
     from edgellm.formats.edge_pack import Packed
+    from edgellm.perplexity import Estimate
+
+COST_CONTEXT = 256  # tokens of a chunk
+COST_CHUNKS = 64  # that are scored, at most
 
 
 class ModeName(str, Enum):
@@ -22,6 +28,7 @@ class ModeName(str, Enum):
     auto = "auto"
     sparse_exact = "sparse-exact"
     sparse_predicted = "sparse-predicted"
+    sparse_threshold = "sparse-threshold"
     stream = "stream"
 
 
@@ -36,7 +43,11 @@ class DownName(str, Enum):
 Out = Annotated[Path, typer.Argument(metavar="OUT.edge", help="The folder to write.", show_default=False)]
 Mode = Annotated[
     ModeName,
-    typer.Option("--mode", help="auto: sparse-exact for models with ReLU, stream for all others."),
+    typer.Option(
+        "--mode",
+        help="auto: sparse-exact for models with ReLU, stream for all others; sparse-threshold changes what "
+        "the model computes.",
+    ),
 ]
 Down = Annotated[
     DownName,
@@ -50,6 +61,12 @@ Text = Annotated[
     Path | None,
     typer.Option("--text", metavar="FILE", help="Put the neurons that fire most on this text first."),
 ]
+Sparsity = Annotated[
+    float | None,
+    typer.Option(
+        "--sparsity", metavar="SHARE", help="For sparse-threshold: the share of activations to drop, as 0.5."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
 
 
@@ -59,6 +76,7 @@ def pack(
     mode: Mode = ModeName.auto,
     down: Down = DownName.auto,
     text: Text = None,
+    sparsity: Sparsity = None,
     threads: options.Threads = None,
     force: Force = False,
     json: options.Json = False,
@@ -68,13 +86,17 @@ def pack(
     With ReLU few neurons fire for a token, and only theirs are read. What is done when this is stopped is
     kept: the same command goes on there.
 
+    With sparse-threshold a model of any activation drops the smallest. Three quarters of the text show which,
+    and the rest what that costs: the perplexity of the model and of the bundle.
+
     \b
     Examples:
       edgellm pack model.gguf model.edge
       edgellm pack model.gguf model.edge --text book.txt
+      edgellm pack model.gguf model.edge --mode sparse-threshold --sparsity 0.5 --text book.txt
       edgellm run model.edge --dram 2GiB "Why is the sky blue?"
     """
-    from edgellm.cli.output import note, print_json
+    from edgellm.cli.output import note, print_json, read_text
     from edgellm.formats.checkpoint import open_checkpoint
     from edgellm.formats.edge_pack import check_place
     from edgellm.formats.edge_pack import pack as write
@@ -82,15 +104,18 @@ def pack(
     from edgellm.hub import resolve
     from edgellm.hub.progress import byte_bar
 
+    _check_sparsity(mode, sparsity, text)
     check_place(out, force)  # before a text is read for long
     checkpoint = open_checkpoint(resolve(model, pull=True))
     refuse_bundle(checkpoint)
     kind = mode.value if mode != ModeName.auto else _mode_for(checkpoint)
     found: dict[str, Any] = {}
+    words = ""
     if text is not None:
         if kind == "stream":
             raise EdgeError(f"{out}: a bundle of the mode stream has no order of neurons; leave out --text.")
-        found = _calibrated(checkpoint, text, threads)
+        words = read_text(text)
+        found = _calibrated(checkpoint, text.name, words, threads, sparsity)
     if checkpoint.format == "hf":
         from edgellm.text.to_gguf import tokenizer_keys
 
@@ -107,10 +132,18 @@ def pack(
             note=note,
             **found,
         )
+    cost = None
+    if sparsity is not None and text is not None:
+        cost = _measured(checkpoint, out, text.name, split_text(words)[1], threads)
     if json:
-        print_json(report(done))
-    else:
-        print_packed(done)
+        print_json(report(done) | ({} if sparsity is None else {"perplexity": cost}))
+        return
+    print_packed(done)
+    if cost is not None:
+        print(
+            f"  perplexity {cost['bundle']:.4f} instead of {cost['model']:.4f} ({cost['tokens']} tokens in "
+            f"chunks of {cost['ctx']})"
+        )
 
 
 def _mode_for(checkpoint: Checkpoint) -> str:
@@ -125,28 +158,121 @@ def _mode_for(checkpoint: Checkpoint) -> str:
     return "stream"
 
 
-def _calibrated(checkpoint: Checkpoint, text: Path, threads: int | None) -> dict[str, Any]:
-    """Arguments of edge_pack.pack: order, frequency and calibration, by how often neurons fire on a text."""
+def _check_sparsity(mode: ModeName, sparsity: float | None, text: Path | None) -> None:
+    """Raises EdgeError for options of sparse-threshold that are missing, or given with another mode."""
+    if mode != ModeName.sparse_threshold:
+        if sparsity is not None:
+            raise EdgeError("--sparsity is for --mode sparse-threshold, and for no other mode.")
+        return
+    if sparsity is None or text is None:
+        raise EdgeError("The mode sparse-threshold needs --sparsity, as 0.5, and a --text to find it on.")
+    if not 0 < sparsity < 1:
+        raise EdgeError(f"The sparsity is {sparsity:g}; it must be more than 0 and less than 1.")
+
+
+def split_text(text: str) -> tuple[str, str]:
+    """About the first three quarters of a text, to the end of a line where there is one, and the rest."""
+    wanted = 3 * len(text) // 4
+    at = text.rfind("\n", len(text) // 2, wanted) + 1 or wanted
+    return text[:at], text[at:]
+
+
+def _calibrated(
+    checkpoint: Checkpoint, name: str, words: str, threads: int | None, sparsity: float | None
+) -> dict[str, Any]:
+    """Arguments of edge_pack.pack: order, frequency and calibration, by how often neurons fire on the text
+    `words`; with `sparsity` also thresholds, by how strongly they do on the first part of it."""
     import hashlib
 
     from edgellm.cli.flash import steps
-    from edgellm.cli.output import read_text
     from edgellm.cpus import default_threads
     from edgellm.flash.calibrate import firing
 
-    words = read_text(text)
-    with steps(f"reading {text.name}") as advance:
-        fired = firing(checkpoint, words, threads or default_threads(), progress=advance)
-    return {
+    dropped, first = ({}, words) if sparsity is None else ({"sparsity": sparsity}, split_text(words)[0])
+    with steps(f"reading {name}") as advance:
+        fired = firing(checkpoint, first, threads or default_threads(), progress=advance, **dropped)
+    found: dict[str, Any] = {
         "order": fired.order,
         "frequency": fired.frequency,
         "calibration": {
-            "text": text.name,
+            "text": name,
             "sha256": hashlib.sha256(words.encode()).hexdigest(),
             "tokens": fired.tokens,
             "mean_frequency": float(fired.frequency.mean()),
+            **dropped,
         },
     }
+    if fired.thresholds is not None:
+        found["thresholds"] = [float(x) for x in fired.thresholds]
+    return found
+
+
+def _measured(
+    checkpoint: Checkpoint, out: Path, name: str, rest: str, threads: int | None
+) -> dict[str, Any] | None:
+    """The perplexity of the model and of its bundle `out` on the rest of a text, which the manifest gets
+    too: "model", "bundle", "tokens" that were scored, and "ctx"; None if it cannot be told."""
+    import math
+
+    from edgellm.cli.flash import steps
+    from edgellm.cli.output import note
+    from edgellm.formats.edge import open_edge
+    from edgellm.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint)
+    context = min(COST_CONTEXT, checkpoint.config.context_length)
+    tokens = tokenizer.encode(rest, special=False)[: COST_CHUNKS * context]
+    if len(tokens) < 2 * context:
+        note(
+            f"{name}: its last quarter has {len(tokens)} tokens, and it takes {2 * context} to measure what "
+            "the thresholds cost."
+        )
+        return None
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    chunks, found = len(tokens) // context, []
+    with steps(f"comparing on {name}") as advance:
+        for i, one in enumerate((checkpoint, open_edge(out))):
+            for last in _estimates(one, tokens, context, bos, threads):
+                advance(i * chunks + last.chunks, 2 * chunks)
+            found.append(last.perplexity)
+    if not all(map(math.isfinite, found)):
+        note(f"{name}: the perplexity on its last quarter is not a finite number.")
+        return None
+    scored = chunks * (context - 1 - context // 2)
+    cost = {"model": found[0], "bundle": found[1], "tokens": scored, "ctx": context}
+    _note_cost(out, cost)
+    return cost
+
+
+def _estimates(
+    checkpoint: Checkpoint, tokens: Sequence[int], context: int, bos: int | None, threads: int | None
+) -> Iterator[Estimate]:
+    """The running perplexity of a model that is all in memory."""
+    from edgellm.cpus import default_threads
+    from edgellm.executors.native import NativeExecutor
+    from edgellm.models import build_program
+    from edgellm.perplexity import estimates
+
+    executor = NativeExecutor(build_program(checkpoint, context), checkpoint, threads or default_threads())
+    try:
+        yield from estimates(executor.new_session(context), tokens, context, bos)
+    finally:
+        executor.close()
+
+
+def _note_cost(out: Path, cost: dict[str, Any]) -> None:
+    """Put into the manifest of the bundle `out` what its thresholds cost."""
+    import json
+
+    from edgellm.formats.edge_manifest import MANIFEST, read_manifest
+    from edgellm.formats.edge_work import write_file
+
+    values = dict(read_manifest(out).values)
+    values["calibration"] = {**values["calibration"], "perplexity": cost}
+    try:
+        write_file(out / MANIFEST, json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
+    except OSError as error:
+        raise EdgeError(f"{out / MANIFEST}: cannot be written ({error.strerror or error}).") from None
 
 
 def report(done: Packed) -> dict[str, Any]:
