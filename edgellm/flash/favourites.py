@@ -31,7 +31,6 @@ class Favourites:
         self.step = 1.0  # what a token adds to the scores of its slots
         self._now = 0
         self._weakest = np.zeros(0, np.int64)  # rows, the least popular first
-        self._next = 0
 
     def preload(self, count: int) -> np.ndarray:
         """Take the first `count` slots, as many as there is room for, into the first rows; returns them."""
@@ -66,20 +65,20 @@ class Favourites:
     @property
     def wants_a_look(self) -> bool:
         """Whether welcome() should be called even with nobody who might stay."""
-        return self._now % EVERY == 0 or self._next == len(self._weakest)
+        return self._now % EVERY == 0 or not len(self._weakest)
 
     @property
     def bar(self) -> float:
         """The score from which on a slot may take the row of another."""
         if self.num_used < self.capacity:
             return -1.0
-        if self._next == len(self._weakest):
+        if not len(self._weakest):
             return np.inf
-        return float(self.score[self.pointer[self._weakest[self._next]]]) * HYSTERESIS
+        return float(self.score[self.pointer[self._weakest[0]]]) * HYSTERESIS
 
-    def welcome(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def welcome(self, slots: np.ndarray, busy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots that were read: which of them may stay, and the rows that they get; the bookkeeping says so
-        from now on."""
+        from now on. busy: slots, ascending, whose rows are in use."""
         free = min(len(slots), self.capacity - self.num_used)
         if free:
             rows = np.arange(self.num_used, self.num_used + free)
@@ -90,24 +89,25 @@ class Favourites:
             self._look()
         if not self.capacity or not len(slots):
             return slots[:0], slots[:0]
-        victims = self._weakest[self._next :]
+        victims = self._weakest
+        held = self.pointer[victims]
+        at = np.minimum(np.searchsorted(busy, held), len(busy) - 1)
+        victims = victims[busy[at] != held]
         scores = self.score[slots]
-        hopeful = np.flatnonzero(scores > self.bar)
-        if not len(hopeful):
-            return slots[:0], slots[:0]
-        best = hopeful[np.argsort(-scores[hopeful], kind="stable")][: len(victims)]
+        best = np.argsort(-scores, kind="stable")[: len(victims)]
         rows = victims[: len(best)]
         better = scores[best] > self.score[self.pointer[rows]] * HYSTERESIS
         count = len(best) if better.all() else int(np.argmin(better))
-        self._next += count
-        self._put(slots[best[:count]], rows[:count])
-        return slots[best[:count]], rows[:count]
+        slots, rows = slots[best[:count]], rows[:count]
+        self._weakest = self._weakest[~np.isin(self._weakest, rows)]
+        self._put(slots, rows)
+        return slots, rows
 
     def _look(self) -> None:
         scores = self.score[self.pointer]
         count = min(WEAKEST, self.capacity)
         rows = np.argpartition(scores, count - 1)[:count]
-        self._weakest, self._next = rows[np.argsort(scores[rows])], 0
+        self._weakest = rows[np.argsort(scores[rows])]
 
     def _put(self, slots: np.ndarray, rows: np.ndarray) -> None:
         old = self.pointer[rows]

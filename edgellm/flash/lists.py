@@ -29,7 +29,7 @@ class Lists:
         self.all, self.here, self.arriving = int64(pairs), int64(pairs), int64(pairs)
         self.gate_here, self.gate_arriving = int64(pairs), int64(pairs)
         self.needed, self.missing, self.hopeful = int64(neurons), int64(neurons), int64(neurons)
-        self.counts = int64(5)
+        self.counts = int64(6)
         self.offsets, self.lengths, self.places = int64(neurons), int64(neurons), int64(neurons)
         self._mask = aligned(neurons, np.uint8)
         self.fire = int64(layers * PARTS * len(NeuronFire)).reshape(layers, PARTS, -1)
@@ -40,7 +40,7 @@ class Lists:
         ):  # fmt: skip
             self.fire[..., getattr(NeuronFire, name)] = address(getattr(self, name.lower()))
         self.fire[..., NeuronFire.MASK] = address(self._mask)
-        self.fire[..., NeuronFire.APPEND] = range(PARTS)
+        self.fire[:, 1:, NeuronFire.APPEND] = 1
 
     def set(self, layer: int, part: int | slice = slice(None), **values: int | float) -> None:
         """Fields of a layer's records, of all of them or of one."""

@@ -8,6 +8,7 @@ as it is in the file, where near neighbours are read in one piece.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from edgellm.flash.lists import Lists, tell
 from edgellm.flash.merge import merge
 from edgellm.flash.reader import Reader
 from edgellm.flash.ticket import Ticket
+from edgellm.flash.uring import Ring
 from edgellm.flash.window import Window
 from edgellm.formats.slots import SlotLayout
 from edgellm.kernels.layout import align
@@ -71,18 +73,25 @@ class NeuronStats:
     memory_seconds: float = 0.0
 
 
+def _close(reader: Reader, ring: Ring | None) -> None:
+    if ring is not None:
+        ring.close()
+    reader.close()
+
+
 class Neurons:
     """The neurons of all layers of a bundle.
 
     capacity: slots of a layer that stay in memory. frequency: (layers, slots) share of tokens that need each.
     gates: the section with the gates is needed too. sums: uint64 (layers, slots, 2), what is compared when a
-    slot is read for the first time. gap: bytes that cost as much as a request of their own.
+    slot is read for the first time. gap: bytes that cost as much as a request of their own. ring: that the
+    kernel neuron_fire submits to; without one, fire() has to be called.
     """
 
     def __init__(
         self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, capacity: int,
         lists: Lists, gates: bool = False, policy: Policy | None = None, frequency: np.ndarray | None = None,
-        gap: int = GAP,
+        gap: int = GAP, ring: Ring | None = None,
     ):  # fmt: skip
         self.reader, self.layout, self.policy = reader, layout, policy or Policy()
         if layout.alignment % reader.alignment:
@@ -109,10 +118,12 @@ class Neurons:
         self._staged = align(address(self._staging), step)
         self._tickets: list[Ticket] = []
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []  # layer, slots, addresses
-        self._new: tuple[int, np.ndarray] | None = None  # layer, and slots that might stay
-        self._seen = 0  # of the missing slots of this layer
+        self._ring = ring
+        self._finalizer = weakref.finalize(self, _close, reader, ring)
         for layer in range(layout.layers):
             self._tell_kernel(layer)
+            if ring is not None:
+                self.lists.set(layer, FILE=reader.file, **ring.native)
 
     def _keeper(self, layer: int, frequency: np.ndarray | None) -> Window | Favourites:
         if self.policy.window is not None:
@@ -158,51 +169,84 @@ class Neurons:
 
     # -- a layer of a step -------------------------------------------------------------------------
 
-    def fire(self, layer: int, begins: bool, ends: bool, many: bool) -> None:
-        """The kernel neuron_fire has found out who fires: begin to read what is not in memory. begins, ends:
-        these are the first, the last neurons of the layer to be looked at. many: for several tokens, which
-        change nothing of what stays in memory."""
+    def fire(self, layer: int, many: bool) -> None:
+        """The kernel neuron_fire has found out who fires, and does not read by itself: begin to read what is
+        not in memory. many: for several tokens, which change nothing of what stays in memory."""
         begin = time.perf_counter()
-        if begins:
-            self._keep()
-            self._seen = 0
-        lists, keeper, stats = self.lists, self.keepers[layer], self.stats
-        needed, count, reads, hopeful, fresh = lists.counts.tolist()
-        missing = lists.missing[self._seen : count]
-        self._seen = count
+        lists, keeper = self.lists, self.keepers[layer]
+        needed, missing, reads, _, fresh, _ = lists.counts.tolist()
+        slots = lists.missing[:missing]
         if isinstance(keeper, Window) and not many:
-            missing = self._to_rows(layer, keeper)
+            slots = self._to_rows(layer, keeper)
         elif self.policy.everything or self.policy.apart:
-            self._stage(layer, np.flatnonzero(keeper.row_of < 0) if self.policy.everything else missing)
+            self._stage(layer, np.flatnonzero(keeper.row_of < 0) if self.policy.everything else slots)
         elif reads:
             if fresh:
-                self._note(layer, missing, None)
+                self._note(layer, slots, None)
             self._read(lists.offsets[:reads], lists.lengths[:reads], lists.places[:reads])
-        stats.missed += len(missing)
-        if ends:
-            stats.needed += needed
-            if isinstance(keeper, Favourites) and not many and not self.policy.fixed:
-                keeper.advance()
-                lists.scores(layer, keeper.step, keeper.bar)
-                if hopeful or keeper.wants_a_look:
-                    self._new = layer, lists.hopeful[:hopeful].copy()
-        stats.memory_seconds += time.perf_counter() - begin
+        self._ended(layer, needed, len(slots), many)
+        self.stats.memory_seconds += time.perf_counter() - begin
 
-    def arrive(self) -> None:
-        """Return when all that fire() asked for is in memory. Raises EdgeError where it cannot be read, or
-        is not what was packed."""
+    def arrive(self, layer: int, many: bool) -> None:
+        """Return when all that is asked for is in memory. Raises EdgeError where it cannot be read, or is not
+        what was packed."""
         begin = time.perf_counter()
-        while self._tickets:
-            self.reader.wait(self._tickets.pop(0))
-        self.stats.wait_seconds += time.perf_counter() - begin
+        lists, waited = self.lists, 0.0
+        if self._ring is not None:
+            needed, missing, reads, _, fresh, submitted = lists.counts.tolist()
+            if reads:
+                self._drain(submitted, reads)
+                waited = time.perf_counter() - begin
+                self.stats.bytes += int(lists.lengths[:reads].sum())
+                self.stats.reads += reads
+                if fresh:
+                    self._note(layer, lists.missing[:missing], None)
+            self._ended(layer, needed, missing, many)
+        else:
+            while self._tickets:
+                self.reader.wait(self._tickets.pop(0))
+            waited = time.perf_counter() - begin
         while self._unchecked:
             self._verify(*self._unchecked.pop())
+        if not many:
+            self._keep(layer)
+        self.stats.wait_seconds += waited
+        self.stats.memory_seconds += time.perf_counter() - begin - waited
+
+    def _drain(self, submitted: int, reads: int) -> None:
+        """Wait for what the kernel has submitted, and read what it had no room for, or what came short."""
+        assert self._ring is not None
+        lists = self.lists
+        again = np.arange(submitted, reads)
+        left = submitted
+        while left:
+            tags, results = self._ring.wait(left)
+            tags = tags.astype(np.int64)
+            left -= len(tags)
+            short = tags[results != lists.lengths[tags]]
+            if len(short):
+                again = np.concatenate([again, short])
+        if len(again):
+            self.reader.read(lists.offsets[again], lists.lengths[again], lists.places[again])
+
+    def _ended(self, layer: int, needed: int, missing: int, many: bool) -> None:
+        self.stats.needed += needed
+        self.stats.missed += missing
+        keeper = self.keepers[layer]
+        if isinstance(keeper, Favourites) and not many:
+            keeper.advance()
 
     def restart(self) -> None:
         """After a step that broke off: what it was reading is not believed to be in memory."""
-        self._tickets, self._unchecked, self._new = [], [], None
+        if self._ring is not None:
+            self._ring.wait(self._ring.in_flight)
+        self._tickets, self._unchecked = [], []
         for keeper in self.keepers:
             keeper.forget()
+
+    def close(self) -> None:
+        """Wait for what is being read, and close the files."""
+        self._finalizer()
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -250,20 +294,21 @@ class Neurons:
         lengths = np.repeat([align(middle, step), self.row_bytes - start], len(offsets))
         return np.concatenate([offsets, offsets + start]), lengths
 
-    def _keep(self) -> None:
-        """Of what was read for a layer, some may stay: they are copied from the staging area, now that nobody
-        computes with the rows that they take."""
-        if self._new is None:
+    def _keep(self, layer: int) -> None:
+        """Of what was read for a token, some may stay: they are copied from the staging area to rows that
+        this token does not need."""
+        lists, keeper = self.lists, self.keepers[layer]
+        if not isinstance(keeper, Favourites) or self.policy.fixed:
             return
-        (layer, slots), self._new = self._new, None
-        keeper = self.keepers[layer]
-        assert isinstance(keeper, Favourites)
-        slots, rows = keeper.welcome(slots)
-        self.lists.scores(layer, keeper.step, keeper.bar)
-        if len(slots):
-            image = self._image(self._staging, self._staged, self.layout.slots, self.layout.stride)
-            arena = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)
-            arena[rows] = image[slots, : self.row_bytes]
+        hopeful = int(lists.counts[3])
+        if hopeful or keeper.wants_a_look:
+            busy = np.sort(lists.needed[: lists.counts[0]])
+            slots, rows = keeper.welcome(lists.hopeful[:hopeful], busy)
+            if len(slots):
+                image = self._image(self._staging, self._staged, self.layout.slots, self.layout.stride)
+                arena = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)
+                arena[rows] = image[slots, : self.row_bytes]
+        lists.scores(layer, keeper.step, keeper.bar)
 
     @staticmethod
     def _image(memory: np.ndarray, place: int, rows: int, nbytes: int) -> np.ndarray:

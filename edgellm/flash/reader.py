@@ -96,6 +96,11 @@ class Reader:
         self._finalizer = weakref.finalize(self, _close, self._engine, self._fd)
 
     @property
+    def file(self) -> int:
+        """The file descriptor that is read from."""
+        return self._fd
+
+    @property
     def engine(self) -> str:
         """Who reads and how, in words, with the reason where it is not the fastest way."""
         return f"{self._how}, {self._buffered or 'past the page cache (O_DIRECT)'}"

@@ -103,6 +103,16 @@ class Ring:
         self._cq_head, self._cq_tail = heads[CQ_OFFSETS] // 4, heads[CQ_OFFSETS + 1] // 4
 
     @property
+    def native(self) -> dict[str, int]:
+        """What compiled code needs to submit requests by itself, as kernels/neuron_fire.py does: the fields
+        DEPTH, RING, ENTRIES, WRAP and TAIL of layout.NeuronFire."""
+        words = self._words.ctypes.data
+        return {
+            "DEPTH": self.depth, "RING": self._fd, "ENTRIES": self._submission["opcode"].ctypes.data,
+            "WRAP": self._mask, "TAIL": words + 4 * self._sq_tail,
+        }  # fmt: skip
+
+    @property
     def in_flight(self) -> int:
         """Requests submitted and not drained. Read off the rings, so an exception cannot make it wrong."""
         return (self._word(self._sq_tail) - self._word(self._cq_head)) & WRAP

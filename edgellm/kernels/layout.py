@@ -97,7 +97,7 @@ NeuronColumns = slots(
 # do not fire. MASK: a byte for each neuron, to work in. ALL, HERE, ARRIVING: lists as NeuronRows takes them,
 # of all that fire, of those whose slots are in memory and of the others; GATE_*: the same with the addresses
 # of gates, GATE_OFFSET bytes into a slot and GATE_BYTES apart, where there are any. APPEND: 1 to go on with
-# the lists, 2 to go on with the reads too. ALL is kept ascending.
+# what is there. ALL is kept ascending.
 # A slot has PER_SLOT neurons NEURON_BYTES apart; ROW_OF: int64 (slots,), its row of ROW_BYTES in ARENA or -1,
 # which means that it is read to its place in STAGED, STRIDE bytes apart, from LAYER_OFFSET in the file on.
 # SCORES: float64 (slots,), which grow by STEP; BAR: what they must exceed to stay; float64. CHECKED: a byte
@@ -105,12 +105,15 @@ NeuronColumns = slots(
 # Results: NEEDED, MISSING: int64, slots of neurons that fire, and those of them that are not in memory;
 # HOPEFUL: int64, those of the missing ones that may stay;
 # OFFSETS, LENGTHS, PLACES: int64, pieces of the file and where they go, with at most GAP bytes between what
-# is wanted; COUNTS: int64, how many are needed, missing, reads, hopeful, and missing but not CHECKED yet.
+# is wanted; COUNTS: int64, how many are needed, missing, reads, hopeful, missing but not CHECKED yet, and
+# reads that were submitted: to an io_uring, at most DEPTH, of the open file FILE. ENTRIES, WRAP (a mask) and
+# TAIL: of its submission ring (flash/uring.py); RING: its file descriptor.
 NeuronFire = slots(
     "NeuronFire",
     "FIRST LAST APPEND ACT ACT_STRIDE THRESHOLD MASK ALL HERE ARRIVING GATE_HERE GATE_ARRIVING GATE_OFFSET "
     "GATE_BYTES PER_SLOT NEURON_BYTES ROW_OF ARENA ROW_BYTES STAGED STRIDE LAYER_OFFSET SCORES STEP "
-    "BAR CHECKED NEEDED MISSING HOPEFUL OFFSETS LENGTHS PLACES COUNTS GAP",
+    "BAR CHECKED NEEDED MISSING HOPEFUL OFFSETS LENGTHS PLACES COUNTS GAP "
+    "DEPTH FILE RING ENTRIES WRAP TAIL",
 )
 # ADDRESSES: COUNT int64, of WORDS words of 64 bits each; SUMS: where their checksums go, uint64.
 NeuronCheck = slots("NeuronCheck", "ADDRESSES COUNT WORDS SUMS")

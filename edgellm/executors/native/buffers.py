@@ -87,6 +87,11 @@ class Hazards:
             result.append(barrier)
         return result[0], result[1]
 
+    def ignore_reading(self, buffer: Buffer) -> None:
+        """Whoever has read the buffer since it was written does not mind if it is written again."""
+        for read in self._read:
+            read.discard(buffer.key)
+
     def meet(self) -> None:
         """Of many tokens, all threads have just waited for each other."""
         self._written[1].clear()

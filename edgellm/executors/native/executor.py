@@ -203,6 +203,8 @@ class NativeExecutor(Executor):
 
     def close(self) -> None:
         self._team.close()
+        if self._sparse is not None:
+            self._sparse.close()
 
     def describe(self) -> dict[str, str]:
         """Weight name -> layout and instruction set of the kernel that runs it."""

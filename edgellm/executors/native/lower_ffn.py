@@ -53,9 +53,10 @@ class FfnParts(Parts):
             self._linear("ffn.rank", "ffn.act", up, bias)
             self._elementwise("relu", "ffn.act", None, "ffn.act")  # scores: what is 0 will not fire
             self._fire(op, (0, op.neurons), 0, sparse)
-            self._cut(Cut(self._here(), "fire", self._layer(op)))
         else:
             self._gate(op, sparse)
+        if sparse.stops_to_fire:
+            self._cut(Cut(self._here(), "fire", self._layer(op)))
         act = self._space["ffn.act"]
         for gates, neurons in ((lists.gate_here, lists.here), (lists.gate_arriving, lists.arriving)):
             if sparse.gates:
@@ -76,10 +77,7 @@ class FfnParts(Parts):
         for i, part in enumerate(parts):
             self._linear(op.x, "ffn.act", gate, bias, rounding=op.rounding, some=part)
             self._elementwise(op.activation, "ffn.act", None, "ffn.act", some=part)
-            ends = i + 1 == len(parts)
             self._fire(op, part or (0, op.neurons), i, sparse)
-            if i == 0 or ends:
-                self._cut(Cut(self._here(), "fire", self._layer(op), begins=i == 0, ends=ends))
 
     def _fire(self, op: ops.Ffn, part: tuple[int, int], number: int, sparse: SparseFfn) -> None:
         """Find out who fires of a part of the neurons."""
@@ -88,7 +86,8 @@ class FfnParts(Parts):
             layer, number, FIRST=part[0], LAST=part[1], ACT=act.address, ACT_STRIDE=act.stride,
             THRESHOLD=sparse.threshold(layer),
         )  # fmt: skip
-        self._emit("neuron_fire", "NeuronFire", reads=[act], writes=[act])
+        self._emit(sparse.fire_kernel, "NeuronFire", reads=[act], writes=["neurons"])
+        self._hazards.ignore_reading(act)  # of its own part: the others go on with the next one's gate
         self.result.instructions[-1].record = sparse.lists.fire[layer, number]
 
     def _show(self, name: str, op: ops.Ffn) -> None:
@@ -124,7 +123,7 @@ class FfnParts(Parts):
             f"neuron_rows/codec={codec},planes={self._planes_of(op.rounding)}"
             + (",rounded=1" if op.rounding else "")
             + (f",activation={op.activation}" if role == "gate" else ""),
-            "NeuronRows", reads=[source, act], writes=[act], LIST=address(which),
+            "NeuronRows", reads=[source, act, "neurons"], writes=[act], LIST=address(which),
             INPUT=source.address, INPUT_STRIDE=row.stride, INPUT_PRIVATE=int(source.private),
             ACT_LOW=row.low, ACT_SCALE=row.scale, ACT_FSUM=row.fsum32, UNITS=layout.hidden // UNIT,
             VECTOR=0 if role == "gate" else sparse.vector(role), WEIGHT_SCALE=layout.nbytes(role) - 4,
@@ -152,7 +151,8 @@ class FfnParts(Parts):
         out = self._write(add_to or op.out, layout.hidden)
         self._emit(
             f"neuron_columns/codec={codec}" + (",rounded=1" if op.rounding else ""), "NeuronColumns",
-            reads=[hidden, out] if add_to else [hidden], writes=[out], LIST=address(sparse.lists.all),
+            reads=[hidden, "neurons", *([out] if add_to else [])], writes=[out],
+            LIST=address(sparse.lists.all),
             UNITS=layout.hidden // UNIT, VECTOR=sparse.vector("down"),
             ROW_SCALES=0 if codec in SCALED else self._row_scales(op, sparse),
             OUT=out.address, OUT_STRIDE=out.stride, ACCUMULATE=int(add_to is not None),

@@ -7,6 +7,7 @@ weights are there. What follows computes from lists of neurons (flash/neurons.py
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,7 @@ from edgellm.flash.neurons import GAP, Check, Neurons, NeuronStats, Policy
 from edgellm.flash.plan import NeuronPlan, expected_misses
 from edgellm.flash.probe import load
 from edgellm.flash.reader import Reader
+from edgellm.flash.uring import Ring, UringRefused
 from edgellm.formats.slots import SECTIONS, Role
 from edgellm.kernels.layout import NeuronCheck, record
 from edgellm.kernels.memory import address
@@ -34,22 +36,21 @@ _log = logging.getLogger("edgellm")
 LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates take less time than a stop
 FIRST_PART = 0.35  # of the neurons; docs/flash.md
 GAP_DEPTH = 32  # reads in flight, about as many as a layer asks for at a time
+RING_DEPTH = 1024  # reads in flight; more are waited for
 PART_ROWS = 80  # a multiple of the rows of all tiles
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What happens before instruction number `at`. fire: the neurons that fire are asked for; begins, ends:
-    the first, the last ones of the layer; arrive: they are waited for; watch: somebody is shown the rows of
-    `buffer`, before the activation, and of `inputs`, the FFN's."""
+    """What happens before instruction number `at`. fire: the neurons that fire are asked for, where the
+    kernel does not do that; arrive: they are waited for; watch: somebody is shown the rows of `buffer`,
+    before the activation, and of `inputs`, the FFN's."""
 
     at: int
     kind: Literal["fire", "arrive", "watch"]
     layer: int
     buffer: Buffer | None = None
     inputs: Buffer | None = None
-    begins: bool = True
-    ends: bool = True
 
 
 class SparseFfn:
@@ -62,6 +63,7 @@ class SparseFfn:
         self.gates = bundle.mode == "sparse-predicted" and predicted
         self.lists = Lists(self.layout.layers, self.layout.neurons)
         self.neurons: Neurons | None = None
+        self._ring = self._own_ring()
         self.parts: tuple[tuple[int, int], ...] = ((0, self.layout.neurons),)
 
     @classmethod
@@ -77,6 +79,33 @@ class SparseFfn:
                 "fires; train it with edgellm predictor train."
             )
         return cls(bundle, predicted, policy)
+
+    def _own_ring(self) -> Ring | None:
+        """An io_uring for the kernel to submit to, where there is one and the reads are those it makes."""
+        policy = self.policy
+        if policy.everything or policy.apart or policy.window is not None:
+            return None
+        try:
+            return Ring(RING_DEPTH)
+        except UringRefused:
+            return None
+
+    @property
+    def fire_kernel(self) -> str:
+        """The kernel that finds out who fires."""
+        return "neuron_fire" if self._ring is None else "neuron_fire/submits=1"
+
+    @property
+    def stops_to_fire(self) -> bool:
+        """Whether Python has to ask for the neurons that fire."""
+        return self._ring is None
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self.neurons is not None:
+            self.neurons.close()
+        elif self._ring is not None:
+            self._ring.close()
 
     def weights(self, op: ops.Ffn) -> tuple[list[ops.Weight], list[ops.Weight]]:
         """The matrices of an FFN that are not in slots, in the order of use, and its vectors."""
@@ -96,9 +125,15 @@ class SparseFfn:
         """Look at the neurons of a layer in parts, when `capacity` slots of each stay in memory: first those
         that are most often missing, so that they are read while the gate of the others is computed."""
         layout = self.layout
-        if not self.gates and capacity < layout.slots and layout.neurons >= LEAST_TO_SPLIT:
-            low = capacity * layout.per_slot // PART_ROWS * PART_ROWS
-            high = min(layout.neurons, low + int(FIRST_PART * layout.neurons) // PART_ROWS * PART_ROWS)
+        if (
+            self._ring is not None
+            and not self.gates
+            and capacity < layout.slots
+            and layout.neurons >= LEAST_TO_SPLIT
+        ):
+            step = math.lcm(PART_ROWS, layout.per_slot)
+            low = capacity * layout.per_slot // step * step
+            high = min(layout.neurons, low + int(FIRST_PART * layout.neurons) // step * step)
             parts = ((low, high), (high, layout.neurons), (0, low))
             self.parts = tuple(part for part in parts if part[0] < part[1])
 
@@ -178,6 +213,7 @@ class SparseFfn:
             self.policy,
             self.slot_frequency(),
             GAP if device is None else device.fit(GAP_DEPTH).gap_bytes,
+            self._ring,
         )
         return self.neurons
 
@@ -185,9 +221,9 @@ class SparseFfn:
         """Do what a cut asks for, in a step of `rows` rows."""
         assert self.neurons is not None
         if cut.kind == "arrive":
-            self.neurons.arrive()
-            return
-        self.neurons.fire(cut.layer, cut.begins, cut.ends, many=rows > 1)
+            self.neurons.arrive(cut.layer, many=rows > 1)
+        else:
+            self.neurons.fire(cut.layer, many=rows > 1)
 
 
 def _check(team: Team, kernel: int) -> Check:
