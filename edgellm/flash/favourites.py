@@ -11,7 +11,7 @@ import numpy as np
 
 TOKENS = 256  # that the average goes over
 HYSTERESIS = 1.05  # times as popular a newcomer must be
-EVERY = 8  # tokens between two looks at who is least popular
+EVERY = 4  # tokens between two times that some may come to stay
 WEAKEST = 64  # rows that are then known to be
 
 
@@ -62,10 +62,9 @@ class Favourites:
         self.score[slots] += self.step
         self.advance()
 
-    @property
-    def wants_a_look(self) -> bool:
-        """Whether welcome() should be called even with nobody who might stay."""
-        return self._now % EVERY == 0 or not len(self._weakest)
+    def settles(self, layer: int) -> bool:
+        """Whether it is a layer's turn to take in who was read: averages move slowly, and it takes time."""
+        return self.num_used < self.capacity or (self._now + layer) % EVERY == 0
 
     @property
     def bar(self) -> float:
@@ -85,7 +84,7 @@ class Favourites:
             self.num_used += free
             self._put(slots[:free], rows)
             return slots[:free], rows
-        if self.capacity and self.wants_a_look:
+        if self.capacity:
             self._look()
         if not self.capacity or not len(slots):
             return slots[:0], slots[:0]

@@ -301,7 +301,7 @@ class Neurons:
         if not isinstance(keeper, Favourites) or self.policy.fixed:
             return
         hopeful = int(lists.counts[3])
-        if hopeful or keeper.wants_a_look:
+        if keeper.settles(layer):
             busy = np.sort(lists.needed[: lists.counts[0]])
             slots, rows = keeper.welcome(lists.hopeful[:hopeful], busy)
             if len(slots):
