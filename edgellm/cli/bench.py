@@ -82,7 +82,7 @@ def bench(
     """
     from edgellm.bench import measure
     from edgellm.cli.flash_bench import budget_report, flash_device
-    from edgellm.cli.loading import load_model
+    from edgellm.cli.loading import load_model, read_tokens
     from edgellm.flash.counters import TokenLog
 
     if prompt == generate == 0:
@@ -139,25 +139,6 @@ def bench(
         print_json(found)
     else:
         print_table(found)
-
-
-def read_tokens(path: Path, count: int) -> np.ndarray:
-    """At least `count` token ids from a JSON file. Raises EdgeError for anything else in it."""
-    import json
-
-    import numpy as np
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EdgeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
-    except ValueError:
-        raise EdgeError(f"{path}: this is not JSON; it should hold a list of token ids.") from None
-    if not isinstance(found, list) or not all(type(one) is int and one >= 0 for one in found):
-        raise EdgeError(f"{path}: it should hold a JSON list of token ids, whole numbers from 0 on.")
-    if len(found) < count:
-        raise EdgeError(f"{path}: it has {len(found)} tokens, and these tests need {count}.")
-    return np.array(found, np.int64)
 
 
 def policy_of(window: int | None, rung: str | None) -> Policy | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import EdgeError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgellm.flash.neurons import Policy
     from edgellm.model import Model
 
@@ -100,6 +103,25 @@ def model_label(name: str | None) -> str:
     from edgellm.hub.catalogue import DEFAULT_MODEL
 
     return name or DEFAULT_MODEL
+
+
+def read_tokens(path: Path, count: int) -> np.ndarray:
+    """At least `count` token ids from a JSON file. Raises EdgeError for anything else in it."""
+    import json
+
+    import numpy as np
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgeError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
+    except ValueError:
+        raise EdgeError(f"{path}: this is not JSON; it should hold a list of token ids.") from None
+    if not isinstance(found, list) or not all(type(one) is int and one >= 0 for one in found):
+        raise EdgeError(f"{path}: it should hold a JSON list of token ids, whole numbers from 0 on.")
+    if len(found) < count:
+        raise EdgeError(f"{path}: it has {len(found)} tokens, and these tests need {count}.")
+    return np.array(found, np.int64)
 
 
 def read_standard_input() -> str:

@@ -59,7 +59,11 @@ Down = Annotated[
 ]
 Text = Annotated[
     Path | None,
-    typer.Option("--text", metavar="FILE", help="Put the neurons that fire most on this text first."),
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="Put the neurons that fire most on this text first; a .json file holds token ids.",
+    ),
 ]
 Sparsity = Annotated[
     float | None,
@@ -96,6 +100,7 @@ def pack(
       edgellm pack model.gguf model.edge --mode sparse-threshold --sparsity 0.5 --text book.txt
       edgellm run model.edge --dram 2GiB "Why is the sky blue?"
     """
+    from edgellm.cli.loading import read_tokens
     from edgellm.cli.output import note, print_json, read_text
     from edgellm.formats.checkpoint import open_checkpoint
     from edgellm.formats.edge_pack import check_place
@@ -110,11 +115,11 @@ def pack(
     refuse_bundle(checkpoint)
     kind = mode.value if mode != ModeName.auto else _mode_for(checkpoint)
     found: dict[str, Any] = {}
-    words = ""
+    words: str | list[int] = ""
     if text is not None:
         if kind == "stream":
             raise EdgeError(f"{out}: a bundle of the mode stream has no order of neurons; leave out --text.")
-        words = read_text(text)
+        words = read_tokens(text, 1).tolist() if text.suffix == ".json" else read_text(text)
         found = _calibrated(checkpoint, text.name, words, threads, sparsity)
     if checkpoint.format == "hf":
         from edgellm.text.to_gguf import tokenizer_keys
@@ -133,7 +138,7 @@ def pack(
             **found,
         )
     cost = None
-    if sparsity is not None and text is not None:
+    if sparsity is not None and text is not None and isinstance(words, str):
         cost = _measured(checkpoint, out, text.name, split_text(words)[1], threads)
     if json:
         print_json(report(done) | ({} if sparsity is None else {"perplexity": cost}))
@@ -164,7 +169,7 @@ def _check_sparsity(mode: ModeName, sparsity: float | None, text: Path | None) -
         if sparsity is not None:
             raise EdgeError("--sparsity is for --mode sparse-threshold, and for no other mode.")
         return
-    if sparsity is None or text is None:
+    if sparsity is None or text is None or text.suffix == ".json":
         raise EdgeError("The mode sparse-threshold needs --sparsity, as 0.5, and a --text to find it on.")
     if not 0 < sparsity < 1:
         raise EdgeError(f"The sparsity is {sparsity:g}; it must be more than 0 and less than 1.")
@@ -178,17 +183,20 @@ def split_text(text: str) -> tuple[str, str]:
 
 
 def _calibrated(
-    checkpoint: Checkpoint, name: str, words: str, threads: int | None, sparsity: float | None
+    checkpoint: Checkpoint, name: str, words: str | list[int], threads: int | None, sparsity: float | None
 ) -> dict[str, Any]:
-    """Arguments of edge_pack.pack: order, frequency and calibration, by how often neurons fire on the text
-    `words`; with `sparsity` also thresholds, by how strongly they do on the first part of it."""
+    """Arguments of edge_pack.pack: order, frequency and calibration, by how often neurons fire on the text or
+    token ids `words`; with `sparsity` also thresholds, by how strongly they do on the first part of it."""
     import hashlib
 
     from edgellm.cli.flash import steps
     from edgellm.cpus import default_threads
     from edgellm.flash.calibrate import firing
 
-    dropped, first = ({}, words) if sparsity is None else ({"sparsity": sparsity}, split_text(words)[0])
+    dropped: dict[str, float] = {}
+    first = words
+    if sparsity is not None and isinstance(words, str):
+        dropped, first = {"sparsity": sparsity}, split_text(words)[0]
     with steps(f"reading {name}") as advance:
         fired = firing(checkpoint, first, threads or default_threads(), progress=advance, **dropped)
     found: dict[str, Any] = {
@@ -196,7 +204,7 @@ def _calibrated(
         "frequency": fired.frequency,
         "calibration": {
             "text": name,
-            "sha256": hashlib.sha256(words.encode()).hexdigest(),
+            "sha256": hashlib.sha256(str(words).encode()).hexdigest(),
             "tokens": fired.tokens,
             "mean_frequency": float(fired.frequency.mean()),
             **dropped,

@@ -85,7 +85,7 @@ def test_predicted_neurons_are_exact_and_others_nought(
     found, expected = logits_of(executor), masked(shipped, checkpoint)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     stats = executor._sparse.stats
-    assert 0 < stats.needed
+    assert stats.needed > 0
     assert (stats.missed > 0) == (capacity < 1000)
 
 

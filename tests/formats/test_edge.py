@@ -92,10 +92,10 @@ def test_tensors_in_slots_read_the_rows_asked_for(whole: Path) -> None:
             tensor.data  # noqa: B018
 
 
-def test_a_predictor_is_tolerated(bundle: Path) -> None:
+def test_what_is_no_predictor_is_refused(bundle: Path) -> None:
     save_file({"x": np.zeros(3)}, bundle / "predictor.safetensors")
-    opened = open_checkpoint(bundle)
-    assert "predictor.safetensors" in {Path(file.path).name for file in opened.files}
+    with pytest.raises(EdgeError, match=r"predictor\.safetensors: .*train the predictor again"):
+        open_checkpoint(bundle)
     assert verify(bundle) == []
 
 

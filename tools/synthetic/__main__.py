@@ -14,7 +14,7 @@ from edgellm.errors import EdgeError
 from edgellm.hub.progress import byte_bar
 from tools.synthetic.figures import table
 from tools.synthetic.law import LEAST, MOST
-from tools.synthetic.sample import MEASURED, SETTING
+from tools.synthetic.sample import FRESH, MEASURED, SETTING, fresh_tokens
 from tools.synthetic.shapes import SHAPES
 from tools.synthetic.write import Written, write
 
@@ -28,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--active", type=float, default=0.10, metavar="SHARE",
         help="of the neurons, which fires for a token on average (default: 0.10)",
     )  # fmt: skip
+    parser.add_argument(
+        "--tokens", type=Path, metavar="FILE",
+        help=f"also write {FRESH} token ids, drawn in the same way as those that are measured, as JSON",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(arguments)
     if options.seed < 0:
@@ -40,6 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
                 options.output, SHAPES[options.shape], name=options.shape, seed=options.seed,
                 active=options.active, progress=advance,
             )  # fmt: skip
+        if options.tokens is not None:
+            ids = fresh_tokens(SHAPES[options.shape].vocab, options.seed)
+            options.tokens.write_text(json.dumps(ids.tolist()), encoding="utf-8")
+    except OSError as error:
+        print(f"tools.synthetic: {options.tokens}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
     except EdgeError as error:
         print(f"tools.synthetic: {error}", file=sys.stderr)
         return error.exit_code
