@@ -75,7 +75,7 @@ def print_budget(found: dict[str, Any]) -> None:
     )
     predicted = found["predicted_tokens_per_second"]
     print(
-        "  no prediction: nobody has measured which neurons fire (edgellm pack --text)"
+        "  no prediction: that takes a bundle packed with --text, and reads of what fires"
         if predicted is None
         else f"  predicted {predicted:.2f} tokens/s"
     )

@@ -33,7 +33,7 @@ class Prediction:
 class NeuronPlan:
     """Slots of neurons: `slots` in each of `layers` layers, `capacity` of them in memory. slot_bytes: of a
     read; memory_bytes: what they take. active, missing: slots that a token is expected to need, and to have
-    to read; None where nobody has measured who fires."""
+    to read; None where that is not known."""
 
     mode: str
     layers: int
@@ -100,7 +100,8 @@ class Plan:
             memory += int(one.active * one.slot_bytes)
             if one.missing:
                 together = min(max(1.0, one.missing / one.layers), device.depths()[-1])
-                waits = device.seconds(one.missing, one.slot_bytes, together)
+                each = max(one.slot_bytes, device.sizes()[0])  # shorter ones cost as much as the shortest
+                waits = device.seconds(one.missing, each, together)
         seconds = memory / stream_bandwidth
         if not streamed:
             return Prediction(0.0, seconds, 0.0, waits)

@@ -178,7 +178,7 @@ class SparseFfn:
         """What to expect of `capacity` slots of each layer in memory."""
         layout, active, missing = self.layout, None, None
         frequency = self.slot_frequency()
-        if frequency is not None:
+        if frequency is not None and not self.policy.everything:  # else reads are no slots
             active = float(frequency.sum())
             if self.policy.window is None:
                 kept = np.sort(frequency, axis=1)[:, layout.slots - capacity :]
