@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edgellm.errors import EdgeError
-from edgellm.executors.native import NativeExecutor
+from edgellm.executors.native import NativeExecutor, neurons
 from edgellm.executors.native.neurons import SparseFfn
+from edgellm.flash import uring
 from edgellm.flash.neurons import POLICIES, NeuronStats, Policy
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.edge_pack import pack
@@ -20,6 +21,7 @@ from tools.synthetic.write import write
 
 PROMPT = np.random.default_rng(3).integers(300, 500, 40)
 CONTEXT = 400
+DEPTH = 6  # of a ring that soon has no room
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ def test_a_model_that_fits_checks_every_neuron(folder: Path, tmp_path: Path) -> 
 
 def test_gates_in_parts_change_no_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a budget and many neurons the gate is computed in parts, the ones that are missing first."""
-    from edgellm.executors.native import budgeted, neurons, packed_file
+    from edgellm.executors.native import budgeted, packed_file
 
     monkeypatch.setenv("EDGELLM_PACKED", "on")
     monkeypatch.setattr(packed_file, "pack_path", lambda path: tmp_path / "a.edgepack")
@@ -179,3 +181,35 @@ def test_gates_in_parts_change_no_bit(folder: Path, tmp_path: Path, monkeypatch:
     executor.close()
     assert (np.array(logits) == expected).all()
     assert executor._sparse.stats.missed > 0
+
+
+def test_without_io_uring_the_same_comes_out(folder: Path, capacity, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = greedy(folder / "relu.edge", 20)
+    monkeypatch.setattr(SparseFfn, "_own_ring", lambda self: None)
+    capacity(150)
+    found, stats = greedy(folder / "relu.edge", 20)
+    assert (found == expected).all()
+    assert stats is not None
+    assert stats.missed > 0
+
+
+def test_reads_that_come_short_or_find_no_room_are_made_again(
+    folder: Path, capacity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = greedy(folder / "relu.edge", 20)
+    capacity(100)
+    wait, failed = uring.Ring.wait, []
+
+    def short(self: uring.Ring, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        tags, results = wait(self, at_least)
+        if len(tags) and self.depth == DEPTH:
+            results = results.copy()
+            results[0] = -5 if len(failed) % 2 else 512
+            failed.append(tags[0])
+        return tags, results
+
+    monkeypatch.setattr(uring.Ring, "wait", short)
+    monkeypatch.setattr(neurons, "RING_DEPTH", DEPTH)
+    found, _ = greedy(folder / "relu.edge", 20)
+    assert (found == expected).all()
+    assert len(failed) > 10
