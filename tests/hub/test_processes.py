@@ -66,7 +66,7 @@ def test_killed_pull_leaves_a_part_that_the_next_one_continues(server: Server, c
 
 
 def test_interrupted_pull_keeps_all_but_the_bytes_in_flight(server: Server, cache: Path) -> None:
-    page = server.pages["/m.gguf"] = Page(DATA, chunk=10_000, pause_s=0.02)
+    page = server.pages["/m.gguf"] = Page(DATA, chunk=10_000, pause_s=0.1)
     process = start(PULL, server.url("/m.gguf"))
     part = cache / "models" / "m" / "m.gguf.part"
     while not (part.exists() and part.stat().st_size > 50_000):

@@ -18,6 +18,7 @@ from edgellm.kernels.codes import CODE_FORMS
 from edgellm.kernels.compile import compile_kernel, kernel_assembly
 from edgellm.kernels.elementwise import ACTIVATIONS
 from edgellm.kernels.kv_layout import KINDS
+from edgellm.kernels.neuron_codes import MOST
 from edgellm.kernels.simd.dot4 import dot4
 from edgellm.kernels.simd.emit import V16I32, V64I8, Emit
 from edgellm.kernels.simd.level import LEVELS, Target, target_for
@@ -47,6 +48,10 @@ KERNELS = [
     "linear_q/bits=2,asym=0,block=32,scaled=0,planes=1", "linear_base3/planes=1",
     "linear_q/bits=2,asym=0,block=32,scaled=0,planes=1,rounded=1", "linear_base3/planes=1,rounded=1",
     "pack_base3/type=TQ2_0",
+    "neuron_fire", "neuron_fire/submits=1", "neuron_check",
+    *(f"neuron_rows/codec={codec},planes=2" for codec in MOST),
+    "neuron_rows/codec=t2,planes=1,rounded=1", "neuron_rows/codec=q8_0,planes=2,activation=silu",
+    *(f"neuron_columns/codec={codec}" for codec in MOST), "neuron_columns/codec=t2,rounded=1",
     # The other forms of these have no vector code of their own.
     *(f"embed/{form}" for form in (*FLOATS, f"kind=q,{QUANTIZED[0]}")),
     *(f"pack/type={name}" for name in ("F32", "F16", "Q4_0", "Q4_K")),
