@@ -294,6 +294,7 @@ def test_a_forgotten_reader_is_closed(content, memory, engine):
     def open_files():
         return sorted(os.listdir("/proc/self/fd"))
 
+    gc.collect()  # what other tests have left
     before = open_files()
     r = Reader(content.path, engine=engine, threads=2)
     r.start([0], [BLOCK], [address(memory)])

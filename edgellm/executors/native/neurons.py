@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -86,9 +87,11 @@ class SparseFfn:
         if policy.everything or policy.apart or policy.window is not None:
             return None
         try:
-            return Ring(RING_DEPTH)
+            ring = Ring(RING_DEPTH)
         except UringRefused:
             return None
+        weakref.finalize(self, ring.close)  # where nobody comes to close it
+        return ring
 
     @property
     def fire_kernel(self) -> str:
