@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgellm.bench import Result
-    from edgellm.flash.neurons import Policy
     from edgellm.model import Model
 
 
@@ -82,7 +80,7 @@ def bench(
     """
     from edgellm.bench import measure
     from edgellm.cli.flash_bench import budget_report, flash_device
-    from edgellm.cli.loading import load_model, read_tokens
+    from edgellm.cli.loading import load_model, policy_of, read_tokens
     from edgellm.flash.counters import TokenLog
 
     if prompt == generate == 0:
@@ -139,17 +137,6 @@ def bench(
         print_json(found)
     else:
         print_table(found)
-
-
-def policy_of(window: int | None, rung: str | None) -> Policy | None:
-    """What --window and --rung ask for."""
-    from edgellm.flash.neurons import POLICIES, Policy
-
-    if rung is not None and rung not in POLICIES:
-        raise EdgeError(f"There is no rung {rung!r}; choose one of {', '.join(POLICIES)}.")
-    if window is None:
-        return None if rung is None else POLICIES[rung]
-    return replace(Policy() if rung is None else POLICIES[rung], window=window)
 
 
 def report(name: str, loaded: Model, results: list[Result], kv_bytes: int | None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def chat(
       edgellm chat
       edgellm chat model.gguf --system "You answer in rhyme." --temp 0.7
     """
-    from edgellm.cli.loading import load_model, sampling, window_policy
+    from edgellm.cli.loading import load_model, policy_of, sampling
 
     how = sampling(
         temp=temp,
@@ -84,7 +84,7 @@ def chat(
         kv=kv.value,
         activations=activations.value,
         dram=dram,
-        policy=window_policy(window),
+        policy=policy_of(window),
     ) as loaded:
         loaded.chat_prompt([{"role": "user", "content": "?"}])  # a model without a template: say so now
         session = loaded.chat_session(system)

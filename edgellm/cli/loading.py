@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +52,16 @@ def load_model(
         progress.clear()
 
 
-def window_policy(window: int | None) -> Policy | None:
-    """What --window asks for."""
-    if window is None:
-        return None
-    from edgellm.flash.neurons import Policy
+def policy_of(window: int | None, rung: str | None = None) -> Policy | None:
+    """What --window and --rung ask for."""
+    if window is None and rung is None:
+        return None  # without importing what reads from flash
+    from edgellm.flash.neurons import POLICIES, Policy
 
-    return Policy(window=window)
+    if rung is not None and rung not in POLICIES:
+        raise EdgeError(f"There is no rung {rung!r}; choose one of {', '.join(POLICIES)}.")
+    policy = Policy() if rung is None else POLICIES[rung]
+    return policy if window is None else replace(policy, window=window)
 
 
 class LoadProgress:

@@ -71,7 +71,7 @@ def run(
       cat letter.txt | edgellm run --system "Summarise in one sentence."
       edgellm run --raw "Once upon a time" --seed 7 --json
     """
-    from edgellm.cli.loading import load_model, model_label, sampling, window_policy
+    from edgellm.cli.loading import load_model, model_label, policy_of, sampling
 
     model, prompt = model_and_prompt(words or [], model)
     if not prompt.strip():
@@ -96,7 +96,7 @@ def run(
         kv=kv.value,
         activations=activations.value,
         dram=dram,
-        policy=window_policy(window),
+        policy=policy_of(window),
     ) as loaded:
         chat = loaded.has_chat_template and not raw
         if system and not chat:

@@ -9,45 +9,32 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.flash.places import Places
+
 TOKENS = 256  # that the average goes over
 HYSTERESIS = 1.05  # times as popular a newcomer must be
 EVERY = 4  # tokens between two times that some may come to stay
 WEAKEST = 64  # rows that are then known to be
 
 
-class Favourites:
+class Favourites(Places):
     """The bookkeeping of one layer of `slots` slots with an arena of `capacity` rows.
 
     frequency: (slots,) share of tokens that each fired on, where it is known.
     """
 
     def __init__(self, slots: int, capacity: int, frequency: np.ndarray | None = None):
-        self.capacity = min(capacity, slots)
-        self.row_of = np.full(slots, -1, np.int64)
-        self.pointer = np.full(self.capacity, -1, np.int64)
-        self.num_used = 0
+        super().__init__(slots, capacity)
         # Scores grow by a step that grows itself: the same as if all others shrank, without touching them.
         self.score = np.zeros(slots) if frequency is None else frequency.astype(np.float64) * TOKENS
         self.step = 1.0  # what a token adds to the scores of its slots
         self._now = 0
         self._weakest = np.zeros(0, np.int64)  # rows, the least popular first
 
-    def preload(self, count: int) -> np.ndarray:
-        """Take the first `count` slots, as many as there is room for, into the first rows; returns them."""
-        count = min(count, self.capacity)
-        self.row_of[:count] = self.pointer[:count] = np.arange(count)
-        self.num_used = count
-        return np.arange(count)
-
     def forget(self) -> None:
         """Nothing is in memory."""
-        self.row_of[:] = self.pointer[:] = -1
-        self.num_used = 0
+        super().forget()
         self._weakest = np.zeros(0, np.int64)
-
-    def missing(self, slots: np.ndarray) -> np.ndarray:
-        """Those of the slots that are not in memory."""
-        return slots[self.row_of[slots] < 0]
 
     def advance(self) -> None:
         """A token's slots have had their scores raised by `step`, see kernels/neuron_fire.py."""
@@ -56,11 +43,6 @@ class Favourites:
             self.score /= self.step
             self.step = 1.0
         self._now += 1
-
-    def note(self, slots: np.ndarray) -> None:
-        """A token needed these slots, each once."""
-        self.score[slots] += self.step
-        self.advance()
 
     def settles(self, layer: int) -> bool:
         """Whether it is a layer's turn to take in who was read: averages move slowly, and it takes time."""
@@ -107,8 +89,3 @@ class Favourites:
         count = min(WEAKEST, self.capacity)
         rows = np.argpartition(scores, count - 1)[:count]
         self._weakest = rows[np.argsort(scores[rows])]
-
-    def _put(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        old = self.pointer[rows]
-        self.row_of[old[old >= 0]] = -1
-        self.pointer[rows], self.row_of[slots] = slots, rows

@@ -101,7 +101,7 @@ class Neurons:
             )
         self._sums, self._check, self._gates = sums, check, gates
         self._sections = 2 if gates else 1
-        self.row_bytes = layout.stride if gates else layout.section_bytes(0)
+        self.row_bytes = layout.read_bytes(gates)
         self.capacity = min(capacity, layout.slots)
         self.lists, self._gap = lists, gap
         self.stats = NeuronStats()
@@ -148,9 +148,8 @@ class Neurons:
     @staticmethod
     def memory_bytes(layout: SlotLayout, capacity: int, gates: bool) -> int:
         """What arenas of `capacity` slots, staging and lists take."""
-        row = layout.stride if gates else layout.section_bytes(0)
         staging = layout.layer_bytes if capacity < layout.slots else 0
-        return layout.layers * capacity * row + staging + Lists.nbytes(layout.neurons)
+        return layout.layers * capacity * layout.read_bytes(gates) + staging + Lists.nbytes(layout.neurons)
 
     def load(self) -> None:
         """Fill the arenas with the first slots, which fire most often. Raises EdgeError as reading does."""
@@ -298,7 +297,8 @@ class Neurons:
         """Of what was read for a token, some may stay: they are copied from the staging area to rows that
         this token does not need."""
         lists, keeper = self.lists, self.keepers[layer]
-        if not isinstance(keeper, Favourites) or self.policy.fixed:
+        whole = self.capacity == self.layout.slots  # then nobody ever comes or goes
+        if whole or not isinstance(keeper, Favourites) or self.policy.fixed:
             return
         hopeful = int(lists.counts[3])
         if keeper.settles(layer):
@@ -344,8 +344,8 @@ class Neurons:
 
     def _verify(self, layer: int, slots: np.ndarray, places: np.ndarray) -> None:
         for section in range(self._sections):
-            places = places + (self.layout.section_offset(section) if section else 0)
-            found = self._check(places, self.layout.section_bytes(section) // 8)
+            at = places + self.layout.section_offset(section)
+            found = self._check(at, self.layout.section_bytes(section) // 8)
             wrong = np.flatnonzero(found != self._sums[layer, slots, section])
             if len(wrong):
                 neuron = int(slots[wrong[0]]) * self.layout.per_slot

@@ -19,7 +19,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,14 +61,7 @@ class Manifest:
 
 def slots_table(layout: SlotLayout) -> dict[str, Any]:
     """The layout as the manifest and the superblock have it."""
-    return {
-        "layers": layout.layers,
-        "neurons": layout.neurons,
-        "hidden": layout.hidden,
-        "codecs": dict(layout.codecs),
-        "alignment": layout.alignment,
-        "per_slot": layout.per_slot,
-    }
+    return asdict(layout)
 
 
 def superblock(layout: SlotLayout) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from edgellm.formats.edge_plan import Options, Plan, plan_pack
 from edgellm.formats.edge_work import LAYERS, PROGRESS, Note, Work, locked_folder, section_sums, write_file
 from edgellm.formats.gguf_writer import Progress, write_gguf
 from edgellm.formats.slots import Role, SlotLayout
-from edgellm.hub.store import CHUNK, fsync_folder
+from edgellm.hub.store import CHUNK, replace_folder
 
 _BAND = 8 << 20  # bytes of slots that are put together at a time
 
@@ -94,7 +93,7 @@ def pack(
             _check_source(checkpoint, work)
             _check_result(out, folder)
             size = sum((folder / name).stat().st_size for name in _parts(plan.layout))
-            _put_in_place(folder, target)
+            replace_folder(folder, target, target.with_name(f".{target.name}.old"))
         except EdgeError:
             if not (folder / RESIDENT).is_file():
                 work.clear()  # nothing that another start could go on with
@@ -296,14 +295,3 @@ def _check_result(out: Path, folder: Path) -> None:
         open_edge(folder)
     except EdgeError as error:
         raise EdgeError(str(error).replace(str(folder), str(out))) from None
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    """The finished folder under its name, in the place of an older bundle."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(folder, target)
-    fsync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -50,6 +50,10 @@ def vector_bytes(role: Role, codec: Codec, k: int) -> int:
     return k // block.block * block.nbytes
 
 
+def section_of(role: Role) -> int:
+    return next(i for i, roles in enumerate(SECTIONS) if role in roles)
+
+
 def _align(n: int, to: int) -> int:
     return -(-n // to) * to
 
@@ -101,7 +105,7 @@ class SlotLayout:
 
     def offset(self, role: Role) -> int:
         """Of the first neuron's vector in a slot; the others follow at steps of neuron_bytes."""
-        section = next(i for i, roles in enumerate(SECTIONS) if role in roles)
+        section = section_of(role)
         roles = self.roles(section)
         return self.section_offset(section) + sum(self.nbytes(r) for r in roles[: roles.index(role)])
 
@@ -109,6 +113,10 @@ class SlotLayout:
     def stride(self) -> int:
         """Bytes of a slot."""
         return sum(self.section_bytes(section) for section in range(len(SECTIONS)))
+
+    def read_bytes(self, gates: bool) -> int:
+        """Of a slot that is read: all of it, or without gates section 0."""
+        return self.stride if gates else self.section_bytes(0)
 
     @property
     def padding_share(self) -> float:
@@ -135,7 +143,7 @@ class SlotLayout:
 
     def view(self, area: np.ndarray, role: Role) -> np.ndarray:
         """The vectors of a role in whole slots, uint8 (slots, stride): a view (slots, per_slot, bytes)."""
-        section = next(i for i, roles in enumerate(SECTIONS) if role in roles)
+        section = section_of(role)
         begin, each = self.section_offset(section), self.neuron_bytes(section)
         inside = area[:, begin : begin + self.per_slot * each].reshape(len(area), self.per_slot, each)
         at = self.offset(role) - begin

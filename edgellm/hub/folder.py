@@ -10,7 +10,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from edgellm.errors import EdgeError
-from edgellm.hub.store import Expected, Fetched, disk_errors, fsync_folder, sha256_file, wrong_checksum
+from edgellm.hub.store import (
+    Expected,
+    Fetched,
+    disk_errors,
+    fsync_folder,
+    replace_folder,
+    sha256_file,
+    wrong_checksum,
+)
 
 # Data alone: never pickles, never code. Top-level files only; "consolidated" repeats the weights.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "LICENSE*")
@@ -55,11 +63,5 @@ def commit_folder(
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
         fsync_folder(staging)
-        old = target.with_name(target.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(staging, target)
-        fsync_folder(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(staging, target, target.with_name(target.name + ".old"))
     return Fetched(target, digest.hexdigest(), size, licence)

@@ -76,6 +76,16 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def replace_folder(folder: Path, target: Path, old: Path) -> None:
+    """Give a finished folder the name `target`, for good; what had it is `old` meanwhile, and then gone."""
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(folder, target)
+    fsync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def sha256_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:

@@ -15,7 +15,8 @@ def run(keeper: Favourites, tokens: list[np.ndarray]) -> list[float]:
     missed = []
     for needed in tokens:
         missing = keeper.missing(needed)
-        keeper.note(needed)
+        keeper.score[needed] += keeper.step
+        keeper.advance()
         if keeper.settles(0):
             before = set(keeper.pointer[: keeper.num_used])
             slots, rows = keeper.welcome(missing, needed)
@@ -62,6 +63,7 @@ def test_preload_and_forget() -> None:
 
 def test_no_room_at_all() -> None:
     keeper = Favourites(10, 0)
-    keeper.note(np.array([1]))
+    keeper.score[1] += keeper.step
+    keeper.advance()
     assert not len(keeper.welcome(np.array([1]), np.array([1]))[0])
     assert list(keeper.missing(np.array([1]))) == [1]

@@ -1,7 +1,7 @@
 """FFNs of which only the neurons that fire are computed, wherever these are in memory.
 
-In front of some instructions a step stops (a Cut), and Python finds out who fires and sees to it that their
-weights are there. What follows computes from lists of neurons (flash/neurons.py) that it has filled.
+A kernel finds out who fires and lists them (flash/lists.py). In front of some instructions a step stops (a
+Cut), and Python sees to it that their weights are there. What follows computes from the lists.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgellm.flash.plan import NeuronPlan, expected_misses
 from edgellm.flash.probe import load
 from edgellm.flash.reader import Reader
 from edgellm.flash.uring import Ring, UringRefused
-from edgellm.formats.slots import SECTIONS, Role
+from edgellm.formats.slots import Role, section_of
 from edgellm.kernels.layout import NeuronCheck, record
 from edgellm.kernels.memory import address
 from edgellm.kernels.team import Team
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CHECK_KERNEL = "neuron_check"
 _log = logging.getLogger("edgellm")
-LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates take less time than a stop
+LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates are done before a read has begun
 FIRST_PART = 0.35  # of the neurons; docs/flash.md
 GAP_DEPTH = 32  # reads in flight, about as many as a layer asks for at a time
 RING_DEPTH = 1024  # reads in flight; more are waited for
@@ -142,8 +142,7 @@ class SparseFfn:
 
     def vector(self, role: Role) -> int:
         """Bytes from a neuron's address, as the lists have it, to one of its vectors."""
-        section = next(i for i, roles in enumerate(SECTIONS) if role in roles)
-        return self.layout.offset(role) - self.layout.section_offset(section)
+        return self.layout.offset(role) - self.layout.section_offset(section_of(role))
 
     def threshold(self, layer: int) -> float:
         """Magnitudes of act(gate) up to this do not count as firing."""
@@ -188,10 +187,9 @@ class SparseFfn:
                 missing = active - float(kept.sum())
             else:
                 missing = sum(expected_misses(layer, capacity) for layer in frequency)
-        row = layout.stride if self.gates else layout.section_bytes(0)
         return NeuronPlan(
-            self.bundle.mode, layout.layers, layout.slots, capacity, row, self.memory_bytes(capacity), active,
-            missing,
+            self.bundle.mode, layout.layers, layout.slots, capacity, layout.read_bytes(self.gates),
+            self.memory_bytes(capacity), active, missing,
         )  # fmt: skip
 
     def restart(self) -> None:
