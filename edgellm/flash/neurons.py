@@ -113,7 +113,7 @@ class Neurons:
         self._arena = reserve(layout.layers * arena + step, huge_pages=True, what="neurons")
         base = align(address(self._arena), step)
         self._arenas = [base + layer * arena for layer in range(layout.layers)]
-        staged = 0 if self.capacity == layout.slots else layout.layer_bytes
+        staged = self._staging_bytes(layout, self.capacity, self.policy)
         self._staging = reserve(staged + step, huge_pages=True, what="neurons on their way")
         self._staged = align(address(self._staging), step)
         self._tickets: list[Ticket] = []
@@ -146,9 +146,14 @@ class Neurons:
         )  # fmt: skip
 
     @staticmethod
-    def memory_bytes(layout: SlotLayout, capacity: int, gates: bool) -> int:
+    def _staging_bytes(layout: SlotLayout, capacity: int, policy: Policy) -> int:
+        """None where every slot stays: a window lets go even of those that there is room for."""
+        return layout.layer_bytes if capacity < layout.slots or policy.window is not None else 0
+
+    @staticmethod
+    def memory_bytes(layout: SlotLayout, capacity: int, gates: bool, policy: Policy) -> int:
         """What arenas of `capacity` slots, staging and lists take."""
-        staging = layout.layer_bytes if capacity < layout.slots else 0
+        staging = Neurons._staging_bytes(layout, capacity, policy)
         return layout.layers * capacity * layout.read_bytes(gates) + staging + Lists.nbytes(layout.neurons)
 
     def load(self) -> None:
@@ -236,12 +241,14 @@ class Neurons:
             keeper.advance()
 
     def restart(self) -> None:
-        """After a step that broke off: what it was reading is not believed to be in memory."""
+        """After a step that broke off: what it was reading is not believed to be in memory. Without a window
+        that went to the staging area, and what the arenas hold is whole."""
         if self._ring is not None:
             self._ring.wait(self._ring.in_flight)
         self._tickets, self._unchecked = [], []
         for keeper in self.keepers:
-            keeper.forget()
+            if isinstance(keeper, Window):
+                keeper.forget()
 
     def close(self) -> None:
         """Wait for what is being read, and close the files."""

@@ -12,7 +12,7 @@ from edgellm.errors import EdgeError
 from edgellm.executors.native import NativeExecutor, neurons
 from edgellm.executors.native.neurons import SparseFfn
 from edgellm.flash import uring
-from edgellm.flash.neurons import POLICIES, NeuronStats, Policy
+from edgellm.flash.neurons import POLICIES, Neurons, NeuronStats, Policy
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.edge_pack import pack
 from edgellm.models import build_program
@@ -213,3 +213,35 @@ def test_reads_that_come_short_or_find_no_room_are_made_again(
     found, _ = greedy(folder / "relu.edge", 20)
     assert (found == expected).all()
     assert len(failed) > 10
+
+
+@pytest.mark.parametrize("policy", [None, Policy(window=2), POLICIES["bundle"]])
+@pytest.mark.parametrize("slots", [60, 1024])
+def test_a_step_that_broke_off_does_no_harm(
+    folder: Path, capacity, monkeypatch: pytest.MonkeyPatch, policy: Policy | None, slots: int
+) -> None:
+    """Prompts again, with every neuron in memory too: a window lets go even of those."""
+    expected, _ = greedy(folder / "relu.edge", 8)
+    capacity(slots)
+    checkpoint = open_checkpoint(folder / "relu.edge")
+    executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2, policy=policy)
+    arrive, calls = Neurons.arrive, []
+
+    def interrupted(self: Neurons, layer: int, many: bool) -> None:
+        calls.append(layer)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        arrive(self, layer, many)
+
+    monkeypatch.setattr(Neurons, "arrive", interrupted)
+    session = executor.new_session(CONTEXT)
+    session.prefill(PROMPT)
+    with pytest.raises(KeyboardInterrupt):
+        session.decode(5)
+    for _ in range(2):
+        session.rewind(0)
+        found = [session.prefill(PROMPT)]
+        for _ in range(8):
+            found.append(session.decode(int(found[-1].argmax())))
+        assert (np.array(found) == expected).all()
+    executor.close()

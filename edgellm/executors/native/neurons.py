@@ -151,7 +151,7 @@ class SparseFfn:
 
     def memory_bytes(self, capacity: int) -> int:
         """What the neurons take with `capacity` slots of each layer in memory."""
-        return Neurons.memory_bytes(self.layout, capacity, self.gates)
+        return Neurons.memory_bytes(self.layout, capacity, self.gates, self.policy)
 
     def capacity(self, nbytes: int) -> int:
         """The most slots of each layer that fit into `nbytes`; -1 if not even none does."""
