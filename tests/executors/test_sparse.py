@@ -244,4 +244,10 @@ def test_a_step_that_broke_off_does_no_harm(
         for _ in range(8):
             found.append(session.decode(int(found[-1].argmax())))
         assert (np.array(found) == expected).all()
+    assert executor._sparse is not None
+    held = executor._sparse.neurons
+    assert held is not None
+    if held.stats.missed:  # what is read for a prompt has a place
+        assert held._staging.nbytes >= held.layout.layer_bytes
+    assert (held.stats.missed > 0) == (slots == 60 or policy == Policy(window=2))
     executor.close()
