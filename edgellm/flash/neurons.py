@@ -15,20 +15,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.errors import EdgeError
-from edgellm.flash.favourites import Favourites
-from edgellm.flash.lists import Lists, tell
+from edgellm.flash.favourites import HYSTERESIS, Favourites
+from edgellm.flash.lists import NOBODY, Lists, tell
 from edgellm.flash.merge import merge
 from edgellm.flash.reader import Reader
 from edgellm.flash.ticket import Ticket
 from edgellm.flash.uring import Ring
 from edgellm.flash.window import Window
 from edgellm.formats.slots import SlotLayout
-from edgellm.kernels.layout import align
+from edgellm.kernels.layout import (
+    TAG_BITS,
+    NeuronAhead,
+    NeuronCheck,
+    NeuronFire,
+    NeuronKeep,
+    NeuronQueue,
+    Totals,
+    align,
+)
 from edgellm.kernels.memory import address, reserve
 
 GAP = 40 << 10  # bytes between neighbours that are read along, where the device was not measured
 LONGEST = 1 << 20  # bytes of a read while the arenas are filled
-Check = Callable[[np.ndarray, int], np.ndarray]  # addresses (n,), words each -> checksums (n,)
+NUMBER = (1 << TAG_BITS) - 1
+AHEAD_SHARE = 16  # of a layer there is room for, when it is read ahead
+Check = Callable[[int], None]  # a layer: compare its fresh slots' checksums
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ POLICIES = {
 @dataclass
 class NeuronStats:
     """bytes and requests that were read; neurons that were needed, and those of them that were not in memory;
-    seconds that computation waited for reads, and that the bookkeeping took."""
+    seconds that computation waited for reads, and that the bookkeeping took; and what of both was inside of
+    kernels."""
 
     bytes: int = 0
     reads: int = 0
@@ -71,6 +83,7 @@ class NeuronStats:
     missed: int = 0
     wait_seconds: float = 0.0
     memory_seconds: float = 0.0
+    kernel_seconds: float = 0.0
 
 
 def _close(reader: Reader, ring: Ring | None) -> None:
@@ -84,14 +97,15 @@ class Neurons:
 
     capacity: slots of a layer that stay in memory. frequency: (layers, slots) share of tokens that need each.
     gates: the section with the gates is needed too. sums: uint64 (layers, slots, 2), what is compared when a
-    slot is read for the first time. gap: bytes that cost as much as a request of their own. ring: that the
-    kernel neuron_fire submits to; without one, fire() has to be called.
+    slot is read for the first time. gap: bytes that cost as much as a request of their own. ring: with which
+    kernels read and wait by themselves; without one, fire() and arrive() have to be called. ahead: whether
+    they read a layer ahead.
     """
 
     def __init__(
         self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, capacity: int,
         lists: Lists, gates: bool = False, policy: Policy | None = None, frequency: np.ndarray | None = None,
-        gap: int = GAP, ring: Ring | None = None,
+        gap: int = GAP, ring: Ring | None = None, ahead: bool = False,
     ):  # fmt: skip
         self.reader, self.layout, self.policy = reader, layout, policy or Policy()
         if layout.alignment % reader.alignment:
@@ -99,50 +113,70 @@ class Neurons:
                 f"{reader.path}: its neurons lie at multiples of {layout.alignment} bytes, but this disk "
                 f"reads multiples of {reader.alignment}; pack it here again, or copy it to another disk."
             )
-        self._sums, self._check, self._gates = sums, check, gates
-        self._sections = 2 if gates else 1
+        self._sums, self._check, self._gates = np.ascontiguousarray(sums, np.uint64), check, gates
         self.row_bytes = layout.read_bytes(gates)
         self.capacity = min(capacity, layout.slots)
         self.lists, self._gap = lists, gap
-        self.stats = NeuronStats()
-        self.keepers = [self._keeper(layer, frequency) for layer in range(layout.layers)]
-        self._checked = np.zeros((layout.layers, layout.slots), bool)
-        self._no_scores = np.zeros(layout.slots)
+        self._waited = self._moved = 0.0
+        self.windows: list[Window] | None = None
+        if self.policy.window is not None:
+            self.windows = [
+                Window(layout.slots, self.capacity, self.policy.window) for _ in range(layout.layers)
+            ]
+        # With a window it keeps nobody, and has room for none.
+        self.favourites = Favourites(
+            layout.layers, layout.slots, 0 if self.windows else self.capacity, frequency, self.policy.fixed
+        )
+        self._checked = np.zeros((layout.layers, layout.slots), np.uint8)
         step = layout.alignment
         arena = self.capacity * self.row_bytes
         self._arena = reserve(layout.layers * arena + step, huge_pages=True, what="neurons")
         base = align(address(self._arena), step)
         self._arenas = [base + layer * arena for layer in range(layout.layers)]
         staged = self._staging_bytes(layout, self.capacity, self.policy)
-        self._staging = reserve(staged + step, huge_pages=True, what="neurons on their way")
+        each = self._ahead_bytes(layout, gates) if ahead else 0
+        self._staging = reserve(staged + 2 * each + step, huge_pages=True, what="neurons on their way")
         self._staged = align(address(self._staging), step)
+        self._areas = [self._staged + staged, self._staged + staged + each]
         self._tickets: list[Ticket] = []
-        self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []  # layer, slots, addresses
         self._ring = ring
         self._finalizer = weakref.finalize(self, _close, reader, ring)
         for layer in range(layout.layers):
-            self._tell_kernel(layer)
-            if ring is not None:
-                self.lists.set(layer, FILE=reader.file, **ring.native)
+            self._tell_kernels(layer, each)
+        if ring is not None:
+            lists.set(NeuronQueue, lists.queue, FILE=reader.file, **ring.native)
 
-    def _keeper(self, layer: int, frequency: np.ndarray | None) -> Window | Favourites:
-        if self.policy.window is not None:
-            return Window(self.layout.slots, self.capacity, self.policy.window)
-        return Favourites(self.layout.slots, self.capacity, None if frequency is None else frequency[layer])
-
-    def _tell_kernel(self, layer: int) -> None:
-        """Fill in what the kernel neuron_fire has to know of a layer."""
-        layout, keeper = self.layout, self.keepers[layer]
+    def _tell_kernels(self, layer: int, ahead: int) -> None:
+        """Fill in what the kernels have to know of a layer. ahead: bytes that it may read ahead."""
+        layout, lists, favourites = self.layout, self.lists, self.favourites
         gates = {}
         if self._gates:
             gates = {"GATE_OFFSET": layout.section_offset(1), "GATE_BYTES": layout.neuron_bytes(1)}
-        self.lists.set(
-            layer, PER_SLOT=layout.per_slot, NEURON_BYTES=layout.neuron_bytes(0),
-            ROW_OF=address(keeper.row_of), ARENA=self._arenas[layer], ROW_BYTES=self.row_bytes,
-            STAGED=self._staged, STRIDE=layout.stride, LAYER_OFFSET=layout.layer_offset(layer),
-            SCORES=address(keeper.score if isinstance(keeper, Favourites) else self._no_scores),
-            STEP=1.0, BAR=-1.0, CHECKED=address(self._checked[layer]),
-            GAP=self._gap if self.policy.merge else -1, **gates,
+        row_of = address(self.windows[layer].row_of if self.windows else favourites.row_of[layer])
+        scores, checked = address(favourites.score[layer]), address(self._checked[layer])
+        rows = {"ROW_BYTES": self.row_bytes, "PER_SLOT": layout.per_slot, "ROW_OF": row_of}
+        file = {
+            "STRIDE": layout.stride, "LAYER_OFFSET": layout.layer_offset(layer),
+            "GAP": self._gap if self.policy.merge else -1,
+        }  # fmt: skip
+        lists.set(
+            NeuronFire, lists.fire[layer], NEURON_BYTES=layout.neuron_bytes(0), ARENA=self._arenas[layer],
+            STAGED=self._staged, SCORES=scores, CHECKED=checked, **rows, **file, **gates,
+        )  # fmt: skip
+        lists.set(
+            NeuronAhead, lists.ahead_of[layer], AREA=self._areas[layer % 2], AREA_BYTES=ahead, **rows, **file
+        )
+        lists.set(
+            NeuronKeep, lists.keep[layer], WEAKEST=address(favourites.weakest[layer]), SCORES=scores,
+            POINTER=address(favourites.pointer[layer]), NUM_USED=address(favourites.used[layer:]),
+            CAPACITY=favourites.capacity, ARENA=self._arenas[layer], HYSTERESIS=HYSTERESIS, **rows,
+        )  # fmt: skip
+        more = {}
+        if self._gates:
+            more = {"MORE": layout.section_offset(1), "MORE_BYTES": layout.section_bytes(1)}
+        lists.set(
+            NeuronCheck, lists.check[layer], SUMS=address(self._sums[layer]), CHECKED=checked,
+            BYTES=layout.section_bytes(0), **more,
         )  # fmt: skip
 
     @staticmethod
@@ -151,16 +185,28 @@ class Neurons:
         return layout.layer_bytes if capacity < layout.slots or policy.window is not None else 0
 
     @staticmethod
-    def memory_bytes(layout: SlotLayout, capacity: int, gates: bool, policy: Policy) -> int:
+    def _ahead_bytes(layout: SlotLayout, gates: bool) -> int:
+        row = layout.read_bytes(gates)
+        return align(-(-layout.layer_bytes // AHEAD_SHARE), row)
+
+    @staticmethod
+    def memory_bytes(
+        layout: SlotLayout, capacity: int, gates: bool, policy: Policy, ahead: bool = False
+    ) -> int:
         """What arenas of `capacity` slots, staging and lists take."""
         staging = Neurons._staging_bytes(layout, capacity, policy)
+        if ahead and staging:
+            staging += 2 * Neurons._ahead_bytes(layout, gates)
         return layout.layers * capacity * layout.read_bytes(gates) + staging + Lists.nbytes(layout.neurons)
 
     def load(self) -> None:
         """Fill the arenas with the first slots, which fire most often. Raises EdgeError as reading does."""
         layout = self.layout
-        for layer, keeper in enumerate(self.keepers):
-            slots = keeper.preload(self.capacity)
+        for layer in range(layout.layers):
+            if self.windows:
+                slots = self.windows[layer].preload(self.capacity)
+            else:
+                slots = self.favourites.preload(layer)
             offsets = layout.layer_offset(layer) + slots * layout.stride
             places = self._arenas[layer] + slots * self.row_bytes
             if self.row_bytes == layout.stride and len(slots):
@@ -169,86 +215,101 @@ class Neurons:
                 self.reader.read(offsets[::each], lengths, places[::each])
             elif len(slots):
                 self.reader.read(offsets, np.full(len(slots), self.row_bytes), places)
-            self._verify(layer, slots, places)
+            tell(self.lists.fresh, slots, places)
+            self._check(layer)
+            self._refuse_wrong()
 
-    # -- a layer of a step -------------------------------------------------------------------------
+    # -- a step ------------------------------------------------------------------------------------
+
+    def begin(self, many: bool) -> None:
+        """Before a step. many: of several tokens, which change nothing of what stays in memory."""
+        favourites = self.favourites
+        if not many and not self.windows:
+            favourites.advance()
+        if many:  # nobody may stay
+            self.lists.scores(favourites.step, np.full_like(favourites.bars, np.inf))
+        else:
+            self.lists.scores(favourites.step, favourites.bars)
 
     def fire(self, layer: int, many: bool) -> None:
-        """The kernel neuron_fire has found out who fires, and does not read by itself: begin to read what is
-        not in memory. many: for several tokens, which change nothing of what stays in memory."""
+        """Without a ring: the kernel neuron_fire has found out who fires; begin to read what is not in
+        memory. many: for several tokens."""
         begin = time.perf_counter()
-        lists, keeper = self.lists, self.keepers[layer]
-        needed, missing, reads, _, fresh, _ = lists.counts.tolist()
-        slots = lists.missing[:missing]
-        if isinstance(keeper, Window) and not many:
-            slots = self._to_rows(layer, keeper)
-        elif self.policy.everything or self.policy.apart:
-            self._stage(layer, np.flatnonzero(keeper.row_of < 0) if self.policy.everything else slots)
-        elif reads:
-            if fresh:
-                self._note(layer, slots, None)
-            self._read(lists.offsets[:reads], lists.lengths[:reads], lists.places[:reads])
-        self._ended(layer, needed, len(slots), many)
-        self.stats.memory_seconds += time.perf_counter() - begin
-
-    def arrive(self, layer: int, many: bool) -> None:
-        """Return when all that is asked for is in memory. Raises EdgeError where it cannot be read, or is not
-        what was packed."""
-        begin = time.perf_counter()
-        lists, waited = self.lists, 0.0
-        if self._ring is not None:
-            needed, missing, reads, _, fresh, submitted = lists.counts.tolist()
-            if reads:
-                self._drain(submitted, reads)
-                waited = time.perf_counter() - begin
-                self.stats.bytes += int(lists.lengths[:reads].sum())
-                self.stats.reads += reads
-                if fresh:
-                    self._note(layer, lists.missing[:missing], None)
-            self._ended(layer, needed, missing, many)
-        else:
-            while self._tickets:
-                self.reader.wait(self._tickets.pop(0))
-            waited = time.perf_counter() - begin
-        while self._unchecked:
-            self._verify(*self._unchecked.pop())
-        if not many:
-            self._keep(layer)
-        self.stats.wait_seconds += waited
-        self.stats.memory_seconds += time.perf_counter() - begin - waited
-
-    def _drain(self, submitted: int, reads: int) -> None:
-        """Wait for what the kernel has submitted, and read what it had no room for, or what came short."""
-        assert self._ring is not None
         lists = self.lists
-        again = np.arange(submitted, reads)
-        left = submitted
-        while left:
-            tags, results = self._ring.wait(left)
-            tags = tags.astype(np.int64)
-            left -= len(tags)
-            short = tags[results != lists.lengths[tags]]
-            if len(short):
-                again = np.concatenate([again, short])
-        if len(again):
-            self.reader.read(lists.offsets[again], lists.lengths[again], lists.places[again])
+        _, missing, reads, _ = lists.counts.tolist()
+        if self.windows and not many:
+            self._to_rows(layer, self.windows[layer])
+        elif self.policy.everything or self.policy.apart:
+            row_of = self.windows[layer].row_of if self.windows else self.favourites.row_of[layer]
+            everything = self.policy.everything
+            self._stage(layer, np.flatnonzero(row_of < 0) if everything else lists.missing[:missing])
+        elif reads:
+            offsets, lengths, places = lists.reads[0, :, :reads]
+            self._read(offsets, lengths, places)
+        self._moved += time.perf_counter() - begin
 
-    def _ended(self, layer: int, needed: int, missing: int, many: bool) -> None:
-        self.stats.needed += needed
-        self.stats.missed += missing
-        keeper = self.keepers[layer]
-        if isinstance(keeper, Favourites) and not many:
-            keeper.advance()
+    def arrive(self) -> None:
+        """Without a ring: return when all that is asked for is in memory. Raises EdgeError where it cannot be
+        read."""
+        begin = time.perf_counter()
+        while self._tickets:
+            self.reader.wait(self._tickets.pop(0))
+        self._waited += time.perf_counter() - begin
+
+    def mend(self) -> None:
+        """A kernel has stopped the step: wait for what it could not wait for, and read again what came short.
+        Raises EdgeError where that cannot be read either, or a slot is not what was packed."""
+        self._refuse_wrong()
+        begin, lists = time.perf_counter(), self.lists
+        assert self._ring is not None
+        tags = [lists.failed[1 : 1 + lists.failed[0]].copy()]
+        while left := int(lists.pending.sum()):
+            found, results = self._ring.wait(left)
+            found = found.astype(np.int64)
+            kinds, numbers = found >> TAG_BITS, found & NUMBER
+            lists.pending -= np.bincount(kinds, minlength=len(lists.pending))
+            tags.append(found[results != lists.reads[kinds, 1, numbers]])
+        again = np.concatenate(tags)
+        never = np.arange(lists.counts[3], lists.counts[2])  # there was no room for them
+        lists.counts[3] = lists.counts[2]
+        kinds = np.append(again >> TAG_BITS, np.zeros_like(never))
+        numbers = np.append(again & NUMBER, never)
+        offsets, lengths, places = lists.reads[kinds, :, numbers].T
+        self.reader.read(offsets, lengths, places)
+        lists.failed[0] = lists.stops[:] = 0
+        self._waited += time.perf_counter() - begin
+
+    def _refuse_wrong(self) -> None:
+        layer, slot = self.lists.wrong.tolist()
+        if layer != NOBODY:
+            self.lists.forget()
+            raise EdgeError(
+                f"{self.reader.path}: layer {layer}, neuron {slot * self.layout.per_slot} is not what was "
+                "packed (its checksum differs); pack the model again, or copy the bundle from where it is "
+                "whole."
+            )
+
+    @property
+    def stats(self) -> NeuronStats:
+        """What was read so far."""
+        t = self.lists.totals
+        return NeuronStats(
+            bytes=int(t[Totals.BYTES]), reads=int(t[Totals.READS]), needed=int(t[Totals.NEEDED]),
+            missed=int(t[Totals.MISSED]), wait_seconds=t[Totals.WAITED] * 1e-9 + self._waited,
+            memory_seconds=t[Totals.BOOKKEEPING] * 1e-9 + self._moved,
+            kernel_seconds=(t[Totals.WAITED] + t[Totals.BOOKKEEPING]) * 1e-9,
+        )  # fmt: skip
 
     def restart(self) -> None:
         """After a step that broke off: what it was reading is not believed to be in memory. Without a window
-        that went to the staging area, and what the arenas hold is whole."""
+        that did not go to the arenas, and what these hold is whole."""
         if self._ring is not None:
-            self._ring.wait(self._ring.in_flight)
-        self._tickets, self._unchecked = [], []
-        for keeper in self.keepers:
-            if isinstance(keeper, Window):
-                keeper.forget()
+            while self._ring.in_flight:
+                self._ring.wait(self._ring.in_flight)
+        self._tickets = []
+        self.lists.forget()
+        for window in self.windows or ():
+            window.forget()
 
     def close(self) -> None:
         """Wait for what is being read, and close the files."""
@@ -256,9 +317,8 @@ class Neurons:
 
     # -- parts -------------------------------------------------------------------------------------
 
-    def _to_rows(self, layer: int, window: Window) -> np.ndarray:
-        """Read what a token misses to rows of the arena, and list where everything is now. Returns the
-        missing slots."""
+    def _to_rows(self, layer: int, window: Window) -> None:
+        """Read what a token misses to rows of the arena, and list where everything is now."""
         lists, layout = self.lists, self.layout
         slots = lists.needed[: lists.counts[0]]
         change = window.advance(slots)
@@ -269,12 +329,12 @@ class Neurons:
         staged = missing[len(change.rows) :]  # those that found no room
         places[np.searchsorted(slots, staged)] = self._staged + staged * layout.stride
         self._list(slots, places, missing)
+        to = places[np.searchsorted(slots, missing)]
+        new = self._checked[layer, missing] == 0
+        tell(lists.fresh, missing[new], to[new])
         if len(missing):
-            to = places[np.searchsorted(slots, missing)]
             offsets = layout.layer_offset(layer) + missing * layout.stride
-            self._note(layer, missing, to)
             self._read(offsets, np.full(len(offsets), self.row_bytes), to)
-        return missing
 
     def _list(self, slots: np.ndarray, places: np.ndarray, missing: np.ndarray) -> None:
         """Fill the lists, of the neurons that the kernel has listed, with the addresses of their slots."""
@@ -300,23 +360,6 @@ class Neurons:
         lengths = np.repeat([align(middle, step), self.row_bytes - start], len(offsets))
         return np.concatenate([offsets, offsets + start]), lengths
 
-    def _keep(self, layer: int) -> None:
-        """Of what was read for a token, some may stay: they are copied from the staging area to rows that
-        this token does not need."""
-        lists, keeper = self.lists, self.keepers[layer]
-        whole = self.capacity == self.layout.slots  # then nobody ever comes or goes
-        if whole or not isinstance(keeper, Favourites) or self.policy.fixed:
-            return
-        hopeful = int(lists.counts[3])
-        if keeper.settles(layer):
-            busy = np.sort(lists.needed[: lists.counts[0]])
-            slots, rows = keeper.welcome(lists.hopeful[:hopeful], busy)
-            if len(slots):
-                image = self._image(self._staging, self._staged, self.layout.slots, self.layout.stride)
-                arena = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)
-                arena[rows] = image[slots, : self.row_bytes]
-        lists.scores(layer, keeper.step, keeper.bar)
-
     @staticmethod
     def _image(memory: np.ndarray, place: int, rows: int, nbytes: int) -> np.ndarray:
         """A view of memory as (rows, bytes), from the address `place` on."""
@@ -328,7 +371,6 @@ class Neurons:
         if not len(slots):
             return
         begin, stride = self.layout.layer_offset(layer), self.layout.stride
-        self._note(layer, slots, None)
         offsets, lengths = begin + slots * stride, np.full(len(slots), self.row_bytes)
         if self.policy.apart:
             offsets, lengths = self._halves(offsets)
@@ -338,29 +380,9 @@ class Neurons:
 
     def _read(self, offsets: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> None:
         self._tickets.append(self.reader.start(offsets, lengths, places, trusted=True))
-        self.stats.bytes += int(lengths.sum())
-        self.stats.reads += len(lengths)
-
-    def _note(self, layer: int, slots: np.ndarray, places: np.ndarray | None) -> None:
-        """Slots that are read for the first time will be checked. places: None for the staging area."""
-        new = ~self._checked[layer, slots]
-        if new.any():
-            fresh = slots[new]
-            to = self._staged + fresh * self.layout.stride if places is None else places[new]
-            self._unchecked.append((layer, fresh, to))
-
-    def _verify(self, layer: int, slots: np.ndarray, places: np.ndarray) -> None:
-        for section in range(self._sections):
-            at = places + self.layout.section_offset(section)
-            found = self._check(at, self.layout.section_bytes(section) // 8)
-            wrong = np.flatnonzero(found != self._sums[layer, slots, section])
-            if len(wrong):
-                neuron = int(slots[wrong[0]]) * self.layout.per_slot
-                raise EdgeError(
-                    f"{self.reader.path}: layer {layer}, neuron {neuron} is not what was packed (its "
-                    "checksum differs); pack the model again, or copy the bundle from where it is whole."
-                )
-        self._checked[layer, slots] = True
+        totals = self.lists.totals
+        totals[Totals.BYTES] += int(lengths.sum())
+        totals[Totals.READS] += len(lengths)
 
     def _move(self, layer: int, source: int, target: int) -> None:
         rows = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)

@@ -10,6 +10,8 @@ from edgellm.flash.reader import Reader
 from edgellm.kernels.layout import align
 from edgellm.kernels.memory import address, reserve
 
+AT_ONCE = 32  # tiles that are read together, for which there is room to land
+
 
 class RowTiles:
     """Tiles of an embedding table, those used last, side by side in memory at `address`.
@@ -22,9 +24,11 @@ class RowTiles:
         self._reader, self._offset, self._stride, self._rows = reader, offset, stride, rows
         self._capacity = capacity
         step = reader.alignment
-        self._read_bytes = align(stride + step, step) + step
+        self._read_bytes = self._read_size(stride, step)
         self._tiles = reserve(capacity * stride + step, huge_pages=False, what="embedding rows")
-        self._landing = reserve(capacity * self._read_bytes + step, huge_pages=False, what="embedding rows")
+        self._landing = reserve(
+            min(capacity, AT_ONCE) * self._read_bytes + step, huge_pages=False, what="embedding rows"
+        )
         self._held: OrderedDict[int, int] = OrderedDict()  # tile -> its place
         self.bytes_read = self.reads = 0
 
@@ -32,9 +36,14 @@ class RowTiles:
     def address(self) -> int:
         return address(self._tiles)
 
-    @property
-    def nbytes(self) -> int:
-        return self._capacity * (self._stride + self._read_bytes)
+    @staticmethod
+    def _read_size(stride: int, alignment: int) -> int:
+        return align(stride + alignment, alignment) + alignment
+
+    @staticmethod
+    def memory_bytes(stride: int, capacity: int, alignment: int) -> int:
+        """What `capacity` tiles take, and those that are on their way."""
+        return capacity * stride + min(capacity, AT_ONCE) * RowTiles._read_size(stride, alignment)
 
     def fetch(self, ids: np.ndarray) -> np.ndarray:
         """Numbers of the rows `ids` (int64) in the table of the tiles that are now in memory. Raises
@@ -46,8 +55,8 @@ class RowTiles:
             if int(tile) in self._held:
                 self._held.move_to_end(int(tile))
         missing = [int(tile) for tile in tiles if int(tile) not in self._held]
-        if missing:
-            self._load(missing)
+        for first in range(0, len(missing), AT_ONCE):
+            self._load(missing[first : first + AT_ONCE])
         places = np.array([self._held[int(tile)] for tile in tiles], np.int64)
         return places[where.reshape(-1)] * self._rows + ids % self._rows
 

@@ -104,12 +104,14 @@ class Ring:
 
     @property
     def native(self) -> dict[str, int]:
-        """What compiled code needs to submit requests by itself, as kernels/neuron_fire.py does: the fields
-        DEPTH, RING, ENTRIES, WRAP and TAIL of layout.NeuronFire."""
+        """What compiled code needs to use the rings by itself, as kernels/neuron_queue.py does: fields of
+        layout.NeuronQueue."""
         words = self._words.ctypes.data
         return {
             "DEPTH": self.depth, "RING": self._fd, "ENTRIES": self._submission["opcode"].ctypes.data,
-            "WRAP": self._mask, "TAIL": words + 4 * self._sq_tail,
+            "WRAP": self._mask, "HEAD": words + 4 * self._sq_head, "TAIL": words + 4 * self._sq_tail,
+            "DONE": self._tags.ctypes.data, "DONE_WRAP": self._completion_mask,
+            "DONE_HEAD": words + 4 * self._cq_head, "DONE_TAIL": words + 4 * self._cq_tail,
         }  # fmt: skip
 
     @property

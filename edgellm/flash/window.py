@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgellm.flash.places import Places
-
 
 class Change(NamedTuple):
     """What a token asks of a layer. slots: those that are missing, ascending; rows: where they go, as many as
@@ -28,22 +26,39 @@ _NONE = np.zeros(0, np.int64)
 _NO_MOVES = np.zeros((0, 2), np.int64)
 
 
-class Window(Places):
-    """The bookkeeping of one layer of `slots` slots with an arena of `capacity` rows.
+class Window:
+    """The bookkeeping of one layer of `slots` slots with an arena of `capacity` rows, of which [0, num_used)
+    are in use, without holes.
 
+    row_of: int64 (slots,), the row of each, or -1; pointer: int64 (capacity,), the slot in each row, or -1.
     last: tokens that a slot stays after it was needed, None for as long as there is room.
     """
 
     def __init__(self, slots: int, capacity: int, last: int | None = None):
-        super().__init__(slots, capacity)
+        self.capacity = min(capacity, slots)
+        self.row_of = np.full(slots, -1, np.int64)
+        self.pointer = np.full(self.capacity, -1, np.int64)
+        self.num_used = 0
         self.last = last
         self.last_active = np.zeros(self.capacity, np.int64)
         self.now = 0
 
+    def preload(self, count: int) -> np.ndarray:
+        """Take the first `count` slots, as many as there is room for, into the first rows; returns them."""
+        count = min(count, self.capacity)
+        self.row_of[:count] = self.pointer[:count] = np.arange(count)
+        self.num_used = count
+        return np.arange(count)
+
     def forget(self) -> None:
         """Nothing is in memory."""
-        super().forget()
+        self.row_of[:] = self.pointer[:] = -1
         self.last_active[:] = 0
+        self.num_used = 0
+
+    def missing(self, slots: np.ndarray) -> np.ndarray:
+        """Those of the slots that are not in memory."""
+        return slots[self.row_of[slots] < 0]
 
     def advance(self, slots: np.ndarray) -> Change:
         """A token needs these slots, ascending and each once."""
@@ -80,7 +95,10 @@ class Window(Places):
         return rows
 
     def _put(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        super()._put(slots, rows)
+        """The slots are in these rows now, and what was there is nowhere."""
+        old = self.pointer[rows]
+        self.row_of[old[old >= 0]] = -1
+        self.pointer[rows], self.row_of[slots] = slots, rows
         self.last_active[rows] = self.now
 
     def _close(self, holes: np.ndarray) -> np.ndarray:

@@ -80,11 +80,11 @@ Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WID
 # its address. ACT: rows of float32, a column for each neuron; those that are 0 do not fire. VECTOR: bytes
 # from a neuron's address to the vector that is read, of UNITS units. INPUT: rows of an ActLayout.
 # WEIGHT_SCALE: bytes from the vector to its float32 scale, where it has a single one. BIAS: float32 for each
-# neuron, or 0. FACTOR is a float64.
+# neuron, or 0. FACTOR is a float64. NEXT: a counter, 0 before the call.
 NeuronRows = slots(
     "NeuronRows",
     "LIST INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM UNITS VECTOR WEIGHT_SCALE "
-    "ACT ACT_STRIDE BIAS FACTOR",
+    "ACT ACT_STRIDE BIAS FACTOR NEXT",
 )
 # HIDDEN: as ACT, or with rounded inputs rows of an ActLayout whose scale is at HIDDEN_SCALE. ROW_SCALES:
 # float32 for each row of OUT, for codecs without scales.
@@ -93,30 +93,63 @@ NeuronColumns = slots(
     "LIST HIDDEN HIDDEN_STRIDE HIDDEN_PRIVATE HIDDEN_SCALE UNITS VECTOR ROW_SCALES "
     "OUT OUT_STRIDE BIAS ACCUMULATE FACTOR",
 )
+COUNTERS = 4  # for NeuronRows.NEXT, 64 bytes apart
+BATCHES, TAG_BITS = 3, 32  # of reads, see NeuronQueue; a tag is the batch, and below it the number of a read
 # Neurons FIRST to LAST of a layer, whose activations are ACT, float32 rows; up to THRESHOLD, a float64, they
 # do not fire. MASK: a byte for each neuron, to work in. ALL, HERE, ARRIVING: lists as NeuronRows takes them,
 # of all that fire, of those whose slots are in memory and of the others; GATE_*: the same with the addresses
 # of gates, GATE_OFFSET bytes into a slot and GATE_BYTES apart, where there are any. APPEND: 1 to go on with
-# what is there. ALL is kept ascending.
-# A slot has PER_SLOT neurons NEURON_BYTES apart; ROW_OF: int64 (slots,), its row of ROW_BYTES in ARENA or -1,
-# which means that it is read to its place in STAGED, STRIDE bytes apart, from LAYER_OFFSET in the file on.
+# what is there. ALL is kept ascending. NEXT: counters to set to 0, as in NeuronRows.
+# A slot has PER_SLOT neurons NEURON_BYTES apart; ROW_OF: int64 (slots,), its row of ROW_BYTES in ARENA or
+# -1. Then, if HELD points at this LAYER, COMING, int64 (slots,), is where it is being read to already; or 0,
+# which means that it is to be read to its place in STAGED, STRIDE bytes apart, from LAYER_OFFSET in the file.
 # SCORES: float64 (slots,), which grow by STEP; BAR: what they must exceed to stay; float64. CHECKED: a byte
 # for each slot.
 # Results: NEEDED, MISSING: int64, slots of neurons that fire, and those of them that are not in memory;
-# HOPEFUL: int64, those of the missing ones that may stay;
-# OFFSETS, LENGTHS, PLACES: int64, pieces of the file and where they go, with at most GAP bytes between what
-# is wanted; COUNTS: int64, how many are needed, missing, reads, hopeful, missing but not CHECKED yet, and
-# reads that were submitted: to an io_uring, at most DEPTH, of the open file FILE. ENTRIES, WRAP (a mask) and
-# TAIL: of its submission ring (flash/uring.py); RING: its file descriptor.
+# HOPEFUL, FRESH: int64, a count, then pairs of a slot and its address: those of the missing ones that may
+# stay, and those that are not CHECKED yet. COUNTS: int64, how many are needed, missing, reads, and reads
+# that were submitted. The reads are batch 0 of QUEUE, a NeuronQueue, with at most GAP bytes between what is
+# wanted. TOTALS: int64, see Totals.
 NeuronFire = slots(
     "NeuronFire",
     "FIRST LAST APPEND ACT ACT_STRIDE THRESHOLD MASK ALL HERE ARRIVING GATE_HERE GATE_ARRIVING GATE_OFFSET "
-    "GATE_BYTES PER_SLOT NEURON_BYTES ROW_OF ARENA ROW_BYTES STAGED STRIDE LAYER_OFFSET SCORES STEP "
-    "BAR CHECKED NEEDED MISSING HOPEFUL OFFSETS LENGTHS PLACES COUNTS GAP "
-    "DEPTH FILE RING ENTRIES WRAP TAIL",
+    "GATE_BYTES NEXT PER_SLOT NEURON_BYTES ROW_OF ARENA ROW_BYTES HELD LAYER COMING STAGED STRIDE "
+    "LAYER_OFFSET SCORES STEP BAR CHECKED NEEDED MISSING HOPEFUL FRESH COUNTS GAP QUEUE TOTALS",
 )
-# ADDRESSES: COUNT int64, of WORDS words of 64 bits each; SUMS: where their checksums go, uint64.
-NeuronCheck = slots("NeuronCheck", "ADDRESSES COUNT WORDS SUMS")
+# Slots of neurons FIRST to LAST of LAYER whose guessed activations ACT, one row of float32, are above
+# THRESHOLD are read to AREA, as batch KIND of QUEUE, one behind the other; the other fields as of NeuronFire.
+# SLOTS: int64, a count, then slots, for which COMING is not 0. HELD: int64, the layer that all this is of.
+NeuronAhead = slots(
+    "NeuronAhead",
+    "FIRST LAST LAYER ACT THRESHOLD PER_SLOT ROW_OF ROW_BYTES STRIDE LAYER_OFFSET GAP AREA AREA_BYTES COMING "
+    "SLOTS HELD KIND QUEUE TOTALS",
+)
+# Batches 0 and AHEAD of QUEUE are waited for. COUNTS as of NeuronFire. STOP: int64, set to 1 if that fails.
+NeuronArrive = slots("NeuronArrive", "QUEUE AHEAD COUNTS STOP TOTALS")
+# HOPEFUL as of NeuronFire. NUM_USED: int64, rows in use of the CAPACITY in ARENA; POINTER: int64, the slot in
+# each. WEAKEST: int64, a count, how many of them are done with, and the rows to give away, best first.
+# HYSTERESIS: float64, times as popular a newcomer must be.
+NeuronKeep = slots(
+    "NeuronKeep",
+    "HOPEFUL WEAKEST SCORES ROW_OF POINTER NUM_USED MASK PER_SLOT NEURONS ROW_BYTES CAPACITY ARENA "
+    "HYSTERESIS TOTALS",
+)
+# FRESH as of NeuronFire: slots whose first BYTES, and MORE_BYTES from MORE on, have the checksums SUMS,
+# uint64 (slots, 2). CHECKED: a byte for each slot, set where they do; else WRONG: int64, the LAYER and a
+# slot, and STOP: int64, set to 1.
+NeuronCheck = slots("NeuronCheck", "FRESH SUMS CHECKED BYTES MORE MORE_BYTES LAYER WRONG STOP")
+# The rings of an io_uring for reads of the open file FILE, at most DEPTH at a time. RING: its file
+# descriptor; ENTRIES, WRAP (a mask), HEAD and TAIL: of submissions; DONE, DONE_WRAP, DONE_HEAD and DONE_TAIL:
+# of completions. READS: int64 (BATCHES, 3), the addresses of the offsets, lengths and places of each batch;
+# PENDING: int64 (BATCHES,), those that were submitted and not drained; FAILED: int64, a count, then the tags
+# of reads that came short.
+NeuronQueue = slots(
+    "NeuronQueue",
+    "FILE DEPTH RING ENTRIES WRAP HEAD TAIL DONE DONE_WRAP DONE_HEAD DONE_TAIL READS PENDING FAILED",
+)
+# What kernels count: bytes and requests that were read, slots that were needed, and those of them that were
+# not in memory; nanoseconds that they waited for reads, and that moving neurons took.
+Totals = slots("Totals", "BYTES READS NEEDED MISSED WAITED BOOKKEEPING")
 RoundRows = slots("RoundRows", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE WIDTH")
 # out = f(x, y); FACTOR is a float64. Rows are padded to whole vectors of 16.
 Elementwise = slots("Elementwise", "X X_STRIDE X_PRIVATE Y Y_STRIDE Y_PRIVATE OUT OUT_STRIDE VECTORS FACTOR")
@@ -137,11 +170,13 @@ Attend = slots("Attend", "Q Q_STRIDE OUT OUT_STRIDE KV_HEADS KV_BEFORE KV_STRIDE
 # SOURCE: N rows of K weights as in the file. SCRATCH: pack_scratch_bytes of zeros for each thread that calls.
 # FACTOR, a float64: every weight counts times it (quantised types only).
 Pack = slots("Pack", "SOURCE SOURCE_STRIDE N K WEIGHT TILE_STRIDE TILES SCRATCH FACTOR")
-# COUNT instructions at TABLE, each four int64: kernel address, its argument record, and whether all
-# threads must have finished it before the next one, for one token and for several. Those from number TAIL
-# on run with the State at State.TAIL. TIMES: for a step that is profiled, room for (threads, COUNT, 3) int64.
-Step = slots("Step", "COUNT TABLE TAIL TIMES")
-Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY")
+# COUNT instructions at TABLE, each six int64: kernel address, its argument record, whether all threads must
+# have finished it before the next one, for one token and for several, whether it is left out for several,
+# and the address of an int64 that it makes other than 0 to end the step, or 0. Those from number TAIL on run
+# with the State at State.TAIL. TIMES: for a step that is profiled, room for (threads, COUNT, 3) int64.
+# STOPPED: address of an int64, set to the number of the instruction to go on with when one ends the step.
+Step = slots("Step", "COUNT TABLE TAIL TIMES STOPPED")
+Instruction = slots("Instruction", "KERNEL ARGS BARRIER_ONE BARRIER_MANY LONE STOPS")
 
 # A team's call, and what its threads wait on: GENERATION and FINISHED count up, each on a cache line.
 TeamCall = slots("TeamCall", "KERNEL ARGS STATE")

@@ -8,58 +8,22 @@ does it, in the time of some memory accesses for each neuron, and starts the rea
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from edgellm.kernels.layout import COUNTERS, NeuronQueue, State, Totals
 from edgellm.kernels.layout import NeuronFire as Arg
-from edgellm.kernels.layout import State
-from edgellm.kernels.simd.emit import I64
+from edgellm.kernels.neuron_queue import submit
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import f32_at, f64_at, helper, i64_at, u8_at, u32_at
-
-IO_URING_ENTER = 426  # number of the system call, the same on x86-64 and aarch64
-
-
-@intrinsic
-def _enter(typingctx: Any, ring: Any, count: Any) -> Any:
-    """io_uring_enter: make the kernel take `count` requests of the submission ring. What it does not take now
-    it will when somebody waits."""
-
-    def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        name = "syscall"
-        kind = ir.FunctionType(I64, [I64], var_arg=True)
-        call = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        zero = ir.Constant(I64, 0)
-        return builder.call(
-            call, [ir.Constant(I64, IO_URING_ENTER), given[0], given[1], zero, zero, zero, zero]
-        )
-
-    return types.int64(types.int64, types.int64), codegen
+from edgellm.kernels.simd.scalar import f32_at, f64_at, helper, i64_at, u8_at
 
 
 @helper
-def submit(args, first, last):  # type: ignore[no-untyped-def]
-    """Start the reads first to last, as many as there is room for; returns how many were started so far."""
-    a = i64_at(args)
-    last = min(last, a[Arg.DEPTH])
-    if last <= first:
-        return first
-    offsets, lengths, places = i64_at(a[Arg.OFFSETS]), i64_at(a[Arg.LENGTHS]), i64_at(a[Arg.PLACES])
-    tail = u32_at(a[Arg.TAIL])
-    begin = np.int64(tail[0])
-    for i in range(first, last):
-        entry = a[Arg.ENTRIES] + 64 * ((begin + i - first) & a[Arg.WRAP])
-        u32_at(entry)[1] = np.uint32(a[Arg.FILE])
-        i64_at(entry)[1], i64_at(entry)[2] = offsets[i], places[i]
-        u32_at(entry)[6] = np.uint32(lengths[i])
-        i64_at(entry)[4] = i  # its tag
-    tail[0] = np.uint32(begin + last - first)
-    _enter(a[Arg.RING], last - first)
-    return last
+def _add_pair(pairs, first, second):  # type: ignore[no-untyped-def]
+    """Add two numbers to a list that begins with its count."""
+    count = pairs[0]
+    pairs[1 + 2 * count], pairs[2 + 2 * count] = first, second
+    pairs[0] = count + 1
 
 
 def build(target: Target, submits: int = 0) -> Callable[..., None]:
@@ -84,19 +48,22 @@ def build(target: Target, submits: int = 0) -> Callable[..., None]:
         gate_here, gate_arriving = i64_at(a[Arg.GATE_HERE]), i64_at(a[Arg.GATE_ARRIVING])
         row_of, scores = i64_at(a[Arg.ROW_OF]), f64_at(a[Arg.SCORES])
         needed, missing, counts = i64_at(a[Arg.NEEDED]), i64_at(a[Arg.MISSING]), i64_at(a[Arg.COUNTS])
-        offsets, lengths, places = i64_at(a[Arg.OFFSETS]), i64_at(a[Arg.LENGTHS]), i64_at(a[Arg.PLACES])
+        batches = i64_at(i64_at(a[Arg.QUEUE])[NeuronQueue.READS])
+        offsets, lengths, places = i64_at(batches[0]), i64_at(batches[1]), i64_at(batches[2])
         per_slot, row_bytes, stride = a[Arg.PER_SLOT], a[Arg.ROW_BYTES], a[Arg.STRIDE]
         begin, gap = a[Arg.LAYER_OFFSET], a[Arg.GAP]
         step, bar, gates = f64_at(args)[Arg.STEP], f64_at(args)[Arg.BAR], a[Arg.GATE_OFFSET] != 0
-        hopeful, checked = i64_at(a[Arg.HOPEFUL]), u8_at(a[Arg.CHECKED])
+        hopeful, fresh, checked = i64_at(a[Arg.HOPEFUL]), i64_at(a[Arg.FRESH]), u8_at(a[Arg.CHECKED])
+        coming, held = i64_at(a[Arg.COMING]), i64_at(a[Arg.HELD])[0] == a[Arg.LAYER]
         if a[Arg.APPEND] == 0:
-            all_[0] = here[0] = arriving[0] = 0
-            counts[0] = counts[1] = counts[2] = counts[3] = counts[4] = counts[5] = 0
+            all_[0] = here[0] = arriving[0] = hopeful[0] = fresh[0] = 0
+            counts[0] = counts[1] = counts[2] = counts[3] = 0
             if gates:
                 gate_here[0] = gate_arriving[0] = 0
+            for i in range(COUNTERS):
+                i64_at(a[Arg.NEXT])[8 * i] = 0
         n_all, n_here, n_arriving = all_[0], here[0], arriving[0]
-        n_needed, n_missing, reads, n_hopeful, n_fresh = counts[0], counts[1], counts[2], counts[3], counts[4]
-        submitted = counts[5]
+        n_needed, n_missing, reads, submitted = counts[0], counts[1], counts[2], counts[3]
         place = n_all
         if n_all > 0 and all_[1] > first:  # these belong in front: the order decides how results are rounded
             new = 0
@@ -119,22 +86,24 @@ def build(target: Target, submits: int = 0) -> Callable[..., None]:
                 if present:
                     base = a[Arg.ARENA] + row * row_bytes
                 else:
-                    base = a[Arg.STAGED] + slot * stride
                     missing[n_missing] = slot
                     n_missing += 1
-                    n_fresh += checked[slot] == 0
+                    base = coming[slot] if held else 0
+                    if base == 0:
+                        base = a[Arg.STAGED] + slot * stride
+                        at = begin + slot * stride
+                        near = False
+                        if reads > submitted and at >= offsets[reads - 1]:
+                            near = at - (offsets[reads - 1] + lengths[reads - 1]) <= gap
+                        if near:
+                            lengths[reads - 1] = at + row_bytes - offsets[reads - 1]
+                        else:
+                            offsets[reads], lengths[reads], places[reads] = at, row_bytes, base
+                            reads += 1
+                    if checked[slot] == 0:
+                        _add_pair(fresh, slot, base)
                     if scores[slot] > bar:
-                        hopeful[n_hopeful] = slot
-                        n_hopeful += 1
-                    at = begin + slot * stride
-                    near = False
-                    if reads > submitted and at >= offsets[reads - 1]:
-                        near = at - (offsets[reads - 1] + lengths[reads - 1]) <= gap
-                    if near:
-                        lengths[reads - 1] = at + row_bytes - offsets[reads - 1]
-                    else:
-                        offsets[reads], lengths[reads], places[reads] = at, row_bytes, base
-                        reads += 1
+                        _add_pair(hopeful, slot, base)
             within = i - slot * per_slot
             where = base + within * a[Arg.NEURON_BYTES]
             gate = base + a[Arg.GATE_OFFSET] + within * a[Arg.GATE_BYTES]
@@ -154,8 +123,14 @@ def build(target: Target, submits: int = 0) -> Callable[..., None]:
         all_[0], here[0], arriving[0] = n_all, n_here, n_arriving
         if gates:
             gate_here[0], gate_arriving[0] = n_here, n_arriving
-        counts[0], counts[1], counts[2], counts[3], counts[4] = n_needed, n_missing, reads, n_hopeful, n_fresh
+        totals = i64_at(a[Arg.TOTALS])
+        totals[Totals.NEEDED] += n_needed - counts[0]
+        totals[Totals.MISSED] += n_missing - counts[1]
+        counts[0], counts[1], counts[2] = n_needed, n_missing, reads
         if submits:
-            counts[5] = submit(args, submitted, reads)
+            for i in range(submitted, reads):
+                totals[Totals.BYTES] += lengths[i]
+            totals[Totals.READS] += reads - submitted
+            counts[3] = submit(a[Arg.QUEUE], 0, submitted, reads)
 
     return neuron_fire

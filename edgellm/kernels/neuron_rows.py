@@ -35,10 +35,11 @@ from edgellm.kernels.neuron_codes import (
 from edgellm.kernels.simd.dot4 import dot4
 from edgellm.kernels.simd.emit import F32, I32, I64, V16F32, V16I32, V64I8, Emit, const
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import f32_at, i64_at
+from edgellm.kernels.simd.scalar import atomic_add, f32_at, i64_at
 
 AHEAD = 2  # neurons that prefetching is ahead, on a Zen 4; into the second cache, which takes more at a time
 BLOCKS = 2 * GROUP  # whose scales are loaded together
+CHUNK = 8  # neurons that a thread takes at a time
 
 
 def make_dot(target: Target, codec: str, planes: int, whole: bool, activation: str | None) -> Any:
@@ -163,8 +164,8 @@ class _Dot:
 def build(
     target: Target, codec: str, planes: int, rounded: int = 0, activation: str | None = None
 ) -> Callable[..., None]:
-    """The kernel neuron_rows. Threads share out the neurons of the list. rounded: rows of activations have a
-    single scale."""
+    """The kernel neuron_rows. Threads take neurons of the list as they get on. rounded: rows of activations
+    have a single scale."""
     whole = bool(rounded) and codec not in SCALED
     dot = make_dot(target, codec, planes, whole, activation)
     replaces = activation is not None
@@ -175,15 +176,18 @@ def build(
         x = a[Arg.INPUT]
         if tokens == 1:
             x += a[Arg.INPUT_PRIVATE] * thread * stride
-        for i in range(count * thread // threads, count * (thread + 1) // threads):
-            neuron, vector = listed[1 + 2 * i], listed[2 + 2 * i] + a[Arg.VECTOR]
-            following = listed[2 + 2 * min(i + AHEAD, count - 1)] + a[Arg.VECTOR]
-            bias = f32_at(a[Arg.BIAS])[neuron] if a[Arg.BIAS] != 0 else f32_at(s[State.ZERO])[0]
-            for t in range(tokens):
-                act = f32_at(a[Arg.ACT] + t * a[Arg.ACT_STRIDE])
-                old = act[neuron]
-                if old != 0:
-                    value = dot(args, vector, following, x + t * stride, bias)
-                    act[neuron] = value if replaces else old * value
+        first = atomic_add(a[Arg.NEXT], CHUNK)
+        while first < count:
+            for i in range(first, min(first + CHUNK, count)):
+                neuron, vector = listed[1 + 2 * i], listed[2 + 2 * i] + a[Arg.VECTOR]
+                following = listed[2 + 2 * min(i + AHEAD, count - 1)] + a[Arg.VECTOR]
+                bias = f32_at(a[Arg.BIAS])[neuron] if a[Arg.BIAS] != 0 else f32_at(s[State.ZERO])[0]
+                for t in range(tokens):
+                    act = f32_at(a[Arg.ACT] + t * a[Arg.ACT_STRIDE])
+                    old = act[neuron]
+                    if old != 0:
+                        value = dot(args, vector, following, x + t * stride, bias)
+                        act[neuron] = value if replaces else old * value
+            first = atomic_add(a[Arg.NEXT], CHUNK)
 
     return neuron_rows

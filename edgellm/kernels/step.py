@@ -17,6 +17,7 @@ def build(target: Target, part: str = "run") -> Callable[..., None]:
     when it began, when it ended, and when the thread had waited for the others."""
     barrier = make_barrier(target)
     clock = make_clock(target)
+    size = 8 * len(Instruction)
     timed = part == "profile"  # a constant to the compiler: the ordinary step holds no trace of it
 
     def step(args: int, state: int, thread: int, threads: int) -> None:
@@ -28,11 +29,12 @@ def build(target: Target, part: str = "run") -> Callable[..., None]:
                 tokens = i64_at(state)[State.TOKENS]
                 if tokens == 0:
                     break
-            op = i64_at(a[Arg.TABLE] + 32 * i)
+            op = i64_at(a[Arg.TABLE] + size * i)
             if timed:
                 times = i64_at(a[Arg.TIMES] + 24 * (thread * a[Arg.COUNT] + i))
                 times[0] = clock()
-            call_kernel(op[Instruction.KERNEL], op[Instruction.ARGS], state, thread, threads)
+            if tokens == 1 or op[Instruction.LONE] == 0:
+                call_kernel(op[Instruction.KERNEL], op[Instruction.ARGS], state, thread, threads)
             if timed:
                 times[1] = clock()
             wait = op[Instruction.BARRIER_ONE] if tokens == 1 else op[Instruction.BARRIER_MANY]
@@ -40,5 +42,10 @@ def build(target: Target, part: str = "run") -> Callable[..., None]:
                 barrier(s[State.BARRIER], threads)
             if timed:
                 times[2] = clock()
+            if op[Instruction.STOPS] != 0 and i64_at(op[Instruction.STOPS])[0] != 0:
+                # All threads see the same here: it was set before the barrier, and nobody else sets it
+                # before the next one.
+                i64_at(a[Arg.STOPPED])[0] = i + 1
+                break
 
     return step

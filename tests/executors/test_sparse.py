@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 from edgellm.errors import EdgeError
 from edgellm.executors.native import NativeExecutor, neurons
 from edgellm.executors.native.neurons import SparseFfn
-from edgellm.flash import uring
+from edgellm.executors.native.session import NativeSession
 from edgellm.flash.neurons import POLICIES, Neurons, NeuronStats, Policy
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.edge_pack import pack
+from edgellm.kernels.layout import NeuronQueue
 from edgellm.models import build_program
 from tools.synthetic.shapes import SHAPES
 from tools.synthetic.write import write
@@ -158,8 +160,8 @@ def test_a_model_that_fits_checks_every_neuron(folder: Path, tmp_path: Path) -> 
         greedy(bundle, 1)
 
 
-def test_gates_in_parts_change_no_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a budget and many neurons the gate is computed in parts, the ones that are missing first."""
+def test_reading_ahead_changes_no_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a budget and many neurons the gate is computed in parts, and the next layer's is looked at."""
     from edgellm.executors.native import budgeted, packed_file
 
     monkeypatch.setenv("EDGELLM_PACKED", "on")
@@ -174,6 +176,7 @@ def test_gates_in_parts_change_no_bit(folder: Path, tmp_path: Path, monkeypatch:
     )
     assert executor._sparse is not None
     assert len(executor._sparse.parts) == 3
+    lists = executor._sparse.lists
     session = executor.new_session(CONTEXT)
     logits = [session.prefill(PROMPT)]
     for _ in range(20):
@@ -181,6 +184,8 @@ def test_gates_in_parts_change_no_bit(folder: Path, tmp_path: Path, monkeypatch:
     executor.close()
     assert (np.array(logits) == expected).all()
     assert executor._sparse.stats.missed > 0
+    assert lists.held.tolist() == [2, 3]  # of four layers, the last ones that were read ahead
+    assert (lists.ahead[:, 0] > 0).all()
 
 
 def test_without_io_uring_the_same_comes_out(folder: Path, capacity, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,51 +198,87 @@ def test_without_io_uring_the_same_comes_out(folder: Path, capacity, monkeypatch
     assert stats.missed > 0
 
 
+@pytest.fixture
+def cut_short(folder: Path, tmp_path: Path):
+    """cut_short(executor): its kernels read from a file that lacks the last half, Python from the whole."""
+    file = (tmp_path / "half.bin").open("w+b")
+    whole = (folder / "relu.edge" / "ffn.bin").read_bytes()
+    file.write(whole[: len(whole) // 2 // 4096 * 4096 + 512])
+    file.flush()
+
+    def cut(executor: NativeExecutor) -> None:
+        assert executor._sparse is not None
+        lists = executor._sparse.lists
+        assert lists.queue[NeuronQueue.RING]
+        lists.set(NeuronQueue, lists.queue, FILE=file.fileno())
+
+    yield cut
+    file.close()
+
+
 def test_reads_that_come_short_or_find_no_room_are_made_again(
-    folder: Path, capacity, monkeypatch: pytest.MonkeyPatch
+    folder: Path, capacity, cut_short, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _ = greedy(folder / "relu.edge", 20)
     capacity(100)
-    wait, failed = uring.Ring.wait, []
+    mend, mended = Neurons.mend, []
 
-    def short(self: uring.Ring, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        tags, results = wait(self, at_least)
-        if len(tags) and self.depth == DEPTH:
-            results = results.copy()
-            results[0] = -5 if len(failed) % 2 else 512
-            failed.append(tags[0])
-        return tags, results
+    def noted(self: Neurons) -> None:
+        mended.append(int(self.lists.failed[0]))
+        mend(self)
 
-    monkeypatch.setattr(uring.Ring, "wait", short)
+    monkeypatch.setattr(Neurons, "mend", noted)
     monkeypatch.setattr(neurons, "RING_DEPTH", DEPTH)
-    found, _ = greedy(folder / "relu.edge", 20)
-    assert (found == expected).all()
-    assert len(failed) > 10
+    checkpoint = open_checkpoint(folder / "relu.edge")
+    executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)
+    cut_short(executor)
+    session = executor.new_session(CONTEXT)
+    found = [session.prefill(PROMPT)]
+    for _ in range(20):
+        found.append(session.decode(int(found[-1].argmax())))
+    executor.close()
+    assert (np.array(found) == expected).all()
+    assert len(mended) > 20
+    assert min(mended) > 0
+
+
+def interrupted(method: Callable[..., None]) -> Callable[..., None]:
+    """The same, but for its seventh call."""
+    calls: list[int] = []
+
+    def call(self: Neurons, *rest: bool, **named: bool) -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        method(self, *rest, **named)
+
+    return call
+
+
+def several(session: NativeSession, count: int) -> None:
+    for _ in range(count):
+        session.decode(5)
 
 
 @pytest.mark.parametrize("policy", [None, Policy(window=2), POLICIES["bundle"]])
 @pytest.mark.parametrize("slots", [60, 1024])
 def test_a_step_that_broke_off_does_no_harm(
-    folder: Path, capacity, monkeypatch: pytest.MonkeyPatch, policy: Policy | None, slots: int
+    folder: Path, capacity, cut_short, monkeypatch: pytest.MonkeyPatch, policy: Policy | None, slots: int
 ) -> None:
     """Prompts again, with every neuron in memory too: a window lets go even of those."""
     expected, _ = greedy(folder / "relu.edge", 8)
     capacity(slots)
     checkpoint = open_checkpoint(folder / "relu.edge")
     executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2, policy=policy)
-    arrive, calls = Neurons.arrive, []
-
-    def interrupted(self: Neurons, layer: int, many: bool) -> None:
-        calls.append(layer)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        arrive(self, layer, many)
-
-    monkeypatch.setattr(Neurons, "arrive", interrupted)
+    if policy is None:  # its steps stop only for reads that went wrong
+        cut_short(executor)
     session = executor.new_session(CONTEXT)
     session.prefill(PROMPT)
-    with pytest.raises(KeyboardInterrupt):
-        session.decode(5)
+    with monkeypatch.context() as patched:
+        for name in ("arrive", "mend", "begin"):
+            patched.setattr(Neurons, name, interrupted(getattr(Neurons, name)))
+        with pytest.raises(KeyboardInterrupt):
+            several(session, 8)
     for _ in range(2):
         session.rewind(0)
         found = [session.prefill(PROMPT)]

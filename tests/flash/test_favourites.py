@@ -5,30 +5,48 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.flash.favourites import Favourites
+from edgellm.flash.favourites import HYSTERESIS, WEAKEST, Favourites
+from edgellm.flash.lists import Lists, tell
+from edgellm.kernels.compile import load_kernels
+from edgellm.kernels.layout import NeuronKeep
+from edgellm.kernels.memory import address, aligned
+from edgellm.kernels.simd.level import host_target
+from edgellm.kernels.team import call_kernel
 
-SLOTS, CAPACITY = 300, 75
+SLOTS, CAPACITY, ROW = 300, 75, 8
 
 
 def run(keeper: Favourites, tokens: list[np.ndarray]) -> list[float]:
-    """Share of the slots that each token missed."""
+    """Share of the slots that each token missed, with the kernel that takes in newcomers."""
+    kernel = load_kernels(["neuron_keep"], host_target())["neuron_keep"]
+    lists, mask = Lists(1, SLOTS), aligned(SLOTS, np.uint8)
+    arena, content = np.zeros(max(1, keeper.capacity), np.int64), np.arange(SLOTS)
+    row_of, pointer, score = keeper.row_of[0], keeper.pointer[0], keeper.score[0]
+    arena[: keeper.used[0]] = pointer[: keeper.used[0]]
+    lists.set(
+        NeuronKeep, lists.keep[0], WEAKEST=address(keeper.weakest), SCORES=address(score), MASK=address(mask),
+        ROW_OF=address(row_of), POINTER=address(pointer), NUM_USED=address(keeper.used), PER_SLOT=1,
+        ROW_BYTES=ROW, CAPACITY=keeper.capacity, ARENA=address(arena), HYSTERESIS=HYSTERESIS,
+    )  # fmt: skip
     missed = []
     for needed in tokens:
-        missing = keeper.missing(needed)
-        keeper.score[needed] += keeper.step
         keeper.advance()
-        if keeper.settles(0):
-            before = set(keeper.pointer[: keeper.num_used])
-            slots, rows = keeper.welcome(missing, needed)
-            assert set(slots) <= set(missing)
-            assert (keeper.pointer[rows] == slots).all()
-            assert (keeper.row_of[slots] == rows).all()
-            assert not (before - set(keeper.pointer)) & set(needed)  # nobody in use had to go
+        missing = needed[row_of[needed] < 0]
+        score[needed] += keeper.step
+        mask[:] = 0
+        mask[needed] = 1
+        before = set(pointer[: keeper.used[0]])
+        hopeful = missing[score[missing] > keeper.bars[0]]
+        tell(lists.hopeful, hopeful, address(content) + ROW * hopeful)
+        call_kernel(kernel, address(lists.keep[0]))
+        held = pointer[: keeper.used[0]]
+        assert set(held) - before <= set(missing)
+        assert not (before - set(held)) & set(needed)  # nobody in use had to go
         missed.append(len(missing) / max(1, len(needed)))
-        held = keeper.pointer[: keeper.num_used]
         assert len(set(held)) == len(held)
-        assert (keeper.row_of[held] == np.arange(len(held))).all()
-        assert (keeper.row_of >= 0).sum() == len(held)
+        assert (row_of[held] == np.arange(len(held))).all()
+        assert (row_of >= 0).sum() == len(held)
+        assert (arena[: len(held)] == held).all()
     return missed
 
 
@@ -41,29 +59,44 @@ def tokens(count: int, frequency: np.ndarray) -> list[np.ndarray]:
 def test_it_comes_near_the_best_that_is_possible(known: bool) -> None:
     """For independent tokens nothing is better than to keep those that fire most often."""
     frequency = np.random.default_rng(1).permutation(np.minimum(0.9, 8 / np.arange(1, SLOTS + 1)))
-    keeper = Favourites(SLOTS, CAPACITY, frequency if known else None)
+    keeper = Favourites(1, SLOTS, CAPACITY, frequency[None] if known else None)
     if known:  # packed hot first, and the text is another one
-        keeper.preload(CAPACITY)
+        assert (keeper.preload(0) == np.arange(CAPACITY)).all()
     found = float(np.mean(run(keeper, tokens(1500, frequency))[500:]))
     best = np.sort(frequency)[: SLOTS - CAPACITY].sum() / frequency.sum()
     assert best <= found * 1.02
     assert found < 1.15 * best
 
 
-def test_preload_and_forget() -> None:
-    keeper = Favourites(10, 4, np.linspace(1, 0, 10))
-    assert list(keeper.preload(9)) == [0, 1, 2, 3]
-    assert list(keeper.missing(np.array([2, 8]))) == [8]
-    keeper.forget()
-    assert list(keeper.missing(np.array([2, 8]))) == [2, 8]
-    slots, rows = keeper.welcome(np.array([2, 8]), np.array([2, 8]))
-    assert list(slots) == [2, 8]
-    assert list(rows) == [0, 1]
+def test_layers_take_turns_in_looking_for_the_least_popular() -> None:
+    keeper = Favourites(3, 10, 4, np.linspace(1, 0, 10))
+    for layer in range(3):
+        keeper.preload(layer)
+    assert np.isinf(keeper.bars).all()
+    seen = []
+    for _ in range(4):
+        keeper.weakest[:, 0] = 0
+        keeper.advance()
+        seen.append(keeper.weakest[:, 0].tolist())
+    assert np.sum(seen, axis=0).tolist() == [4, 4, 4]  # each once, all of its rows
+    assert keeper.weakest[:, 2:6].tolist() == [[3, 2, 1, 0]] * 3
+    assert (keeper.bars == keeper.score[0, 3] * HYSTERESIS).all()
+    assert WEAKEST >= 4
 
 
-def test_no_room_at_all() -> None:
-    keeper = Favourites(10, 0)
-    keeper.score[1] += keeper.step
-    keeper.advance()
-    assert not len(keeper.welcome(np.array([1]), np.array([1]))[0])
-    assert list(keeper.missing(np.array([1]))) == [1]
+@pytest.mark.parametrize("capacity", [0, 4, 10])
+def test_nobody_comes_where_there_is_no_room_or_all_are_there(capacity: int) -> None:
+    keeper = Favourites(2, 10, capacity, fixed=capacity == 4)
+    for layer in range(2):
+        keeper.preload(layer)
+    for _ in range(8):
+        keeper.advance()
+    assert np.isinf(keeper.bars).all()
+
+
+def test_scores_do_not_overflow() -> None:
+    keeper = Favourites(1, SLOTS, CAPACITY)
+    many = [np.array([5, 9])] * 20000
+    run(keeper, many)
+    assert keeper.step < 1e13
+    assert np.isfinite(keeper.score).all()

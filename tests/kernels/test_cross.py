@@ -48,7 +48,7 @@ KERNELS = [
     "linear_q/bits=2,asym=0,block=32,scaled=0,planes=1", "linear_base3/planes=1",
     "linear_q/bits=2,asym=0,block=32,scaled=0,planes=1,rounded=1", "linear_base3/planes=1,rounded=1",
     "pack_base3/type=TQ2_0",
-    "neuron_fire", "neuron_fire/submits=1", "neuron_check",
+    "neuron_fire", "neuron_fire/submits=1", "neuron_check", "neuron_ahead", "neuron_arrive", "neuron_keep",
     *(f"neuron_rows/codec={codec},planes=2" for codec in MOST),
     "neuron_rows/codec=t2,planes=1,rounded=1", "neuron_rows/codec=q8_0,planes=2,activation=silu",
     *(f"neuron_columns/codec={codec}" for codec in MOST), "neuron_columns/codec=t2,rounded=1",

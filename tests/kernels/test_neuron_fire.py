@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from edgellm.flash.lists import Lists
-from edgellm.formats.slots import checksums
-from edgellm.kernels.layout import NeuronCheck, record
+from edgellm.kernels.layout import NeuronFire, Totals
 from edgellm.kernels.memory import address, aligned
 from tests.kernels.conftest import RunKernel
 
 NEURONS, PER_SLOT, ROW, STRIDE, NEURON, OFFSET = 120, 3, 1024, 1536, 300, 1 << 21
 SLOTS = NEURONS // PER_SLOT
-ARENA, STAGED = 1 << 40, 1 << 41
+ARENA, STAGED, AREA = 1 << 40, 1 << 41, 1 << 42
 
 
 def listed(memory: np.ndarray) -> list[tuple[int, int]]:
@@ -27,7 +26,8 @@ def listed(memory: np.ndarray) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("parts", [[(0, NEURONS)], [(60, 90), (90, NEURONS), (0, 60)]])
 @pytest.mark.parametrize("gap", [-1, 0, 2 * STRIDE])
-def test_lists_and_reads(target, run_kernel: RunKernel, tokens: int, parts, gap: int) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_lists_and_reads(target, run_kernel: RunKernel, tokens: int, parts, gap: int, ahead: bool) -> None:
     rng = np.random.default_rng(gap + 7)
     act = aligned(tokens * NEURONS, np.float32).reshape(tokens, -1)
     act[:] = rng.standard_normal(act.shape)
@@ -38,14 +38,20 @@ def test_lists_and_reads(target, run_kernel: RunKernel, tokens: int, parts, gap:
     scores, checked = np.linspace(0, 1, SLOTS), aligned(SLOTS, np.uint8)
     checked[::2] = 1
     before = scores.copy()
-    lists = Lists(2, NEURONS)
+    lists = Lists(4, NEURONS)
+    coming = np.where((row_of < 0) & (rng.random(SLOTS) < 0.5), AREA + ROW * np.arange(SLOTS), 0)
+    lists.coming[1, :SLOTS], lists.held[1] = coming, 1 if ahead else 3
+    if not ahead:
+        coming[:] = 0
+    lists.next[:] = 5
     lists.set(
-        1, ACT=address(act), ACT_STRIDE=4 * NEURONS, THRESHOLD=threshold, PER_SLOT=PER_SLOT,
-        NEURON_BYTES=NEURON, ROW_OF=address(row_of), ARENA=ARENA, ROW_BYTES=ROW, STAGED=STAGED, STRIDE=STRIDE,
-        LAYER_OFFSET=OFFSET, SCORES=address(scores), STEP=2.0, BAR=2.5, CHECKED=address(checked), GAP=gap,
+        NeuronFire, lists.fire[1], ACT=address(act), ACT_STRIDE=4 * NEURONS, THRESHOLD=threshold,
+        PER_SLOT=PER_SLOT, NEURON_BYTES=NEURON, ROW_OF=address(row_of), ARENA=ARENA, ROW_BYTES=ROW,
+        STAGED=STAGED, STRIDE=STRIDE, LAYER_OFFSET=OFFSET, SCORES=address(scores), STEP=2.0, BAR=2.5,
+        CHECKED=address(checked), GAP=gap,
     )  # fmt: skip
     for i, (first, last) in enumerate(parts):
-        lists.set(1, i, FIRST=first, LAST=last)
+        lists.set(NeuronFire, lists.fire[1, i], FIRST=first, LAST=last)
         run_kernel(target, "neuron_fire", lists.fire[1, i], TOKENS=tokens)
 
     quiet = np.abs(given) <= threshold
@@ -54,49 +60,44 @@ def test_lists_and_reads(target, run_kernel: RunKernel, tokens: int, parts, gap:
     slots = sorted(set((fired // PER_SLOT).tolist()))
     missing = [slot for slot in slots if row_of[slot] < 0]
 
+    def base(slot: int) -> int:
+        if row_of[slot] >= 0:
+            return int(ARENA + row_of[slot] * ROW)
+        return int(coming[slot] or STAGED + slot * STRIDE)
+
     def place(neuron: int) -> int:
         slot, within = divmod(neuron, PER_SLOT)
-        base = ARENA + row_of[slot] * ROW if row_of[slot] >= 0 else STAGED + slot * STRIDE
-        return int(base + within * NEURON)
+        return base(slot) + within * NEURON
 
     everyone = [(int(n), place(int(n))) for n in fired]
     assert listed(lists.all) == everyone  # ascending, whatever the parts
     away = set(missing)
     assert sorted(listed(lists.here)) == [one for one in everyone if one[0] // PER_SLOT not in away]
     assert sorted(listed(lists.arriving)) == [one for one in everyone if one[0] // PER_SLOT in away]
-    needed, count, reads, hopeful, fresh, submitted = lists.counts.tolist()
+    needed, count, reads, submitted = lists.counts.tolist()
     assert sorted(lists.needed[:needed]) == slots
     assert sorted(lists.missing[:count]) == missing
     assert submitted == 0
     np.testing.assert_array_equal(np.flatnonzero(scores != before), slots)
-    assert sorted(lists.hopeful[:hopeful]) == [slot for slot in missing if scores[slot] > 2.5]
-    assert fresh == sum(not checked[slot] for slot in missing)
+    assert lists.totals[Totals.NEEDED] == needed
+    assert lists.totals[Totals.MISSED] == count
+    hopeful = [(slot, base(slot)) for slot in missing if scores[slot] > 2.5]
+    assert sorted(listed(lists.hopeful)) == hopeful
+    assert sorted(listed(lists.fresh)) == [(slot, base(slot)) for slot in missing if not checked[slot]]
+    assert (lists.next[:, 0] == 0).all()
     covered: set[int] = set()
-    for offset, length, to in zip(
-        lists.offsets[:reads], lists.lengths[:reads], lists.places[:reads], strict=True
-    ):
+    to_read = [slot for slot in missing if not coming[slot]]
+    for offset, length, to in lists.reads[0, :, :reads].T:
         first, rest = divmod(int(offset) - OFFSET, STRIDE)
         assert rest == 0
         assert to == STAGED + first * STRIDE
         last, rest = divmod(int(length) - ROW, STRIDE)
         assert rest == 0
-        inside = [slot for slot in missing if first <= slot <= first + last]
+        inside = [slot for slot in to_read if first <= slot <= first + last]
         assert inside[0] == first
         assert inside[-1] == first + last
         assert all((b - a) * STRIDE - ROW <= gap for a, b in itertools.pairwise(inside))
         assert not covered & set(inside)
         covered |= set(inside)
-    assert covered == away
-
-
-def test_checksums(target, run_kernel: RunKernel) -> None:
-    pieces = np.random.default_rng(1).integers(0, 256, (9, 512)).astype(np.uint8)
-    addresses = np.array([address(piece) for piece in pieces], np.int64)
-    sums = np.zeros(9, np.uint64)
-    args = record(NeuronCheck, ADDRESSES=address(addresses), COUNT=9, WORDS=64, SUMS=address(sums))
-    run_kernel(target, "neuron_check", args)
-    np.testing.assert_array_equal(sums, checksums(pieces))
-    for bit in range(8):
-        changed = pieces.copy()
-        changed[4, 77] ^= 1 << bit
-        assert (checksums(changed) != sums).tolist() == [i == 4 for i in range(9)]
+    assert covered == set(to_read)
+    assert len(to_read) < len(missing) or not ahead

@@ -73,8 +73,10 @@ def test_rows_of_some_neurons(target, run_kernel: RunKernel, codec: str, rounded
     rows, values, layout = rounded_rows(rng, HIDDEN, 1 if rounded else 2)
     bias = rng.standard_normal(NEURONS).astype(np.float32)
     which = listed(memory, some)
+    counter = aligned(1, np.int64)
     args = record(
-        NeuronRows, LIST=address(which), INPUT=address(rows), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
+        NeuronRows, NEXT=address(counter), LIST=address(which),
+        INPUT=address(rows), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
         ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32, UNITS=HIDDEN // UNIT,
         WEIGHT_SCALE=data.shape[1] - 4, ACT=address(act), ACT_STRIDE=4 * NEURONS, BIAS=address(bias),
         FACTOR=1.0,
@@ -100,8 +102,10 @@ def test_gates_of_predicted_neurons(target, run_kernel: RunKernel) -> None:
     rows, values, layout = rounded_rows(rng, HIDDEN, 2)
     some = np.arange(0, NEURONS, 2)
     which = listed(memory, some)
+    counter = aligned(1, np.int64)
     args = record(
-        NeuronRows, LIST=address(which), INPUT=address(rows), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
+        NeuronRows, NEXT=address(counter), LIST=address(which),
+        INPUT=address(rows), INPUT_STRIDE=layout.stride, ACT_LOW=layout.low,
         ACT_SCALE=layout.scale, ACT_FSUM=layout.fsum32, UNITS=HIDDEN // UNIT, ACT=address(act),
         ACT_STRIDE=4 * NEURONS, FACTOR=1.0,
     )  # fmt: skip

@@ -26,11 +26,11 @@ from edgellm.flash.residency import (
     plan_residency,
     resident_room,
 )
+from edgellm.flash.rows import RowTiles
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.apart import compile_apart
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.kv_layout import CHUNK as KV_CHUNK
-from edgellm.kernels.layout import align
 from edgellm.kernels.simd.level import host_target
 from edgellm.program.program import Program
 
@@ -56,8 +56,8 @@ def spend(
     layouts, offsets = packed.layout
     used = uses(program, sparse)
     lookups = 0
-    if used.table is not None:  # tiles that are read, and where reads land
-        lookups = 2 * needs.rows * (align(layouts[used.table].stride, ALIGNMENT) + 2 * ALIGNMENT)
+    if used.table is not None:
+        lookups = RowTiles.memory_bytes(layouts[used.table].stride, needs.rows, ALIGNMENT)
     kv = -(-needs.context // KV_CHUNK) * kv_bytes_before(program, needs.kv)[-1]
     budget = Budget(dram, resident_bytes(), needs.activations, kv, lookups)
     needed, capacity, neurons = matrices(layouts, offsets, used), 0, 0

@@ -23,10 +23,11 @@ class Buffer:
 
 
 class Workspace:
-    """Named buffers of `rows` rows. Address space is reserved; pages come when rows are used."""
+    """Named buffers of `rows` rows. Address space is reserved; pages come when rows are used. threads: what a
+    lone token's private rows are for."""
 
-    def __init__(self, rows: int):
-        self.rows = rows
+    def __init__(self, rows: int, threads: int):
+        self.rows, self.threads = max(rows, threads), threads
         self.nbytes = 0
         self._memory: dict[str, np.ndarray] = {}
         self._current: dict[str, Buffer] = {}
@@ -34,29 +35,31 @@ class Workspace:
     def __getitem__(self, name: str) -> Buffer:
         return self._current[name]
 
-    def buffer(self, name: str, width: int, private: bool = False) -> Buffer:
+    def buffer(self, name: str, width: int, private: bool = False, lone: bool = False) -> Buffer:
         """Buffer `name` for writing; from now on the name means it. Private and shared content never share
-        memory: another thread may still read its private copy while the next op writes."""
+        memory: another thread may still read its private copy while the next op writes. lone: for a lone
+        token alone."""
         stride = align(4 * width)
-        key = f"{name}{'~' if private else ''}/{stride}"
-        buffer = Buffer(key, self._area(key, stride), width, stride, private)
+        key = f"{name}{'~' if private else ''}{'!' if lone else ''}/{stride}"
+        buffer = Buffer(key, self._area(key, stride, lone), width, stride, private)
         self._current[name] = buffer
         return buffer
 
-    def activation(self, width: int) -> Buffer:
-        """The quantised row of inputs of this width; always private."""
-        stride = ActLayout(width).stride
-        return Buffer(f"act/{width}", self._area(f"act/{width}", stride), width, stride, private=True)
+    def activation(self, width: int, lone: bool = False) -> Buffer:
+        """The quantised row of inputs of this width; always private. lone: as of buffer(), another one."""
+        stride, key = ActLayout(width).stride, f"act{'!' if lone else ''}/{width}"
+        return Buffer(key, self._area(key, stride, lone), width, stride, private=True)
 
     def array(self, buffer: Buffer, rows: int) -> np.ndarray:
         """(rows, width) float32 view of a buffer."""
         memory = self._memory[buffer.key][: rows * buffer.stride]
         return memory.view(np.float32).reshape(rows, buffer.stride // 4)[:, : buffer.width]
 
-    def _area(self, key: str, stride: int) -> int:
+    def _area(self, key: str, stride: int, lone: bool) -> int:
         if key not in self._memory:
-            self._memory[key] = reserve(self.rows * stride + 64, huge_pages=False, what="activations")
-            self.nbytes += self.rows * stride
+            rows = self.threads if lone else self.rows
+            self._memory[key] = reserve(rows * stride + 64, huge_pages=False, what="activations")
+            self.nbytes += rows * stride
         return address(self._memory[key])
 
 

@@ -104,7 +104,7 @@ def _times(shape: Shape, team: Team, target: Target, memory: np.ndarray) -> dict
         starts = range(matrix.address, matrix.address + max(1, BYTES - matrix.nbytes), matrix.nbytes)
         arguments = [record(LinearQ, WEIGHT=start, **fields) for start in starts]
         table = aligned(len(Instruction) * len(arguments), np.int64).reshape(-1, len(Instruction))
-        table[:] = [(addresses[kernels[name]], address(one), 1, 1) for one in arguments]
+        table[:] = [(addresses[kernels[name]], address(one), 1, 1, 0, 0) for one in arguments]
         steps[name] = record(Step, COUNT=len(table), TABLE=address(table), TAIL=-1)
         keep += [*arguments, table]
     seconds: dict[str, list[float]] = {name: [] for name in forms}

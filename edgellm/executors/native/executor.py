@@ -16,7 +16,7 @@ from edgellm.executors.native.budgeted import Needs, streamed_store
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.describe import describe_form, input_roundings
 from edgellm.executors.native.lower import Lowering
-from edgellm.executors.native.neurons import CHECK_KERNEL, Cut, SparseFfn, Watch
+from edgellm.executors.native.neurons import CHECK_KERNEL, KERNELS, Cut, SparseFfn, Watch
 from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
@@ -42,6 +42,7 @@ from edgellm.kernels.layout import (
     ZEROS,
     Instruction,
     Rope,
+    State,
     Step,
     record,
 )
@@ -107,7 +108,7 @@ class NativeExecutor(Executor):
             return partial(progress, stage) if progress else None
 
         names = [i.kernel for i in self._lowered.instructions]
-        wanted = [*names, "step", *team.KERNELS, *packed.kernels, *([CHECK_KERNEL] if sparse else [])]
+        wanted = [*names, "step", *team.KERNELS, *packed.kernels, *(KERNELS if sparse else ())]
         if dram is not None:
             compile_apart(wanted, self.target, report("compiling"))
         kernels = load_kernels(wanted, self.target, report("compiling"))
@@ -118,7 +119,7 @@ class NativeExecutor(Executor):
             file = packed.keep(kernels, threads, report("packing"))
             needs = Needs(context or program.context_length, counted_bytes(self._workspace), CHUNK, kv)
             self._store, capacity = streamed_store(program, checkpoint, packed, file, dram, needs, sparse)
-            self._workspace = Workspace(self._workspace.rows)
+            self._workspace = Workspace(self._workspace.rows, threads)
             if sparse is not None:
                 sparse.split(capacity)
             lowering = Lowering(program, self._store, self._workspace, activation_planes, kv, sparse)
@@ -131,7 +132,7 @@ class NativeExecutor(Executor):
         count = len(self._lowered.instructions)
         self._table = aligned(len(Instruction) * count, np.int64).reshape(-1, len(Instruction))
         for row, i in zip(self._table, self._lowered.instructions, strict=True):
-            row[:] = kernels[i.kernel], address(i.record), i.barrier_one, i.barrier_many
+            row[:] = kernels[i.kernel], address(i.record), i.barrier_one, i.barrier_many, i.lone, i.stops
         self._step = record(Step, COUNT=count, TABLE=address(self._table), TAIL=self._lowered.tail)
         self._barrier = aligned(16, np.int64)
         self._zero = aligned(ZEROS // 4, np.float32)
@@ -146,8 +147,9 @@ class NativeExecutor(Executor):
         self._watch = watch
         if ring is not None or sparse is not None or watch is not None:
             self._segments = Segments(
-                self._lowered, self._table, ring, self._team, self._step_kernel, self._meet
-            )
+                self._lowered, self._table, ring, self._team, self._step_kernel, self._meet,
+                sparse.mend if sparse else None,
+            )  # fmt: skip
         self._profiler: Profiler | None = None
         self._rope_tables: list[np.ndarray] = []
         self._rope_filled = 0
@@ -188,11 +190,12 @@ class NativeExecutor(Executor):
         ring = store.ring.stats if store.ring else RingStats()
         neurons = self._sparse.stats if self._sparse else NeuronStats()
         rows = store.rows
+        computed = self._segments.compute_seconds if self._segments else 0.0
         return Counters(
             bytes=ring.bytes + neurons.bytes + (rows.bytes_read if rows else 0),
             reads=ring.reads + neurons.reads + (rows.reads if rows else 0),
             wait_seconds=ring.wait_seconds + neurons.wait_seconds,
-            compute_seconds=self._segments.compute_seconds if self._segments else 0.0,
+            compute_seconds=computed - neurons.kernel_seconds,
             needed=neurons.needed, missed=neurons.missed,
         )  # fmt: skip
 
@@ -261,6 +264,8 @@ class NativeExecutor(Executor):
 
     def _run_step(self, pieces: list[Piece], all_logits: bool) -> np.ndarray:
         state, rows = self._fill(pieces, all_logits)
+        if self._sparse is not None:
+            self._sparse.begin(many=state[State.TOKENS] > 1)
         if self._segments is not None:
             self._segments.run(state, rows)
         elif self._profiler is not None:
@@ -273,6 +278,8 @@ class NativeExecutor(Executor):
         self, todo: list[list[Piece]], all_logits: bool, segments: Segments
     ) -> list[np.ndarray]:
         """Several steps that share the reads of each group of instructions."""
+        if self._sparse is not None:
+            self._sparse.begin(many=True)
         held: list[list[np.ndarray]] = [[] for _ in todo]  # of each step, what its last group leaves
         groups, tail, results = self._lowered.groups, self._lowered.tail, []
         following = [*(group.live for group in groups[1:]), ()]

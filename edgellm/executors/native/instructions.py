@@ -15,7 +15,8 @@ from edgellm.program import ops
 @dataclass
 class Instruction:
     """One kernel call. The record's fields are by name, see the kernel's slots. unit: number of the read
-    that brings its weights, if they are not always in memory."""
+    that brings its weights, if they are not always in memory. lone: it is left out for several tokens. stops:
+    address of the int64 with which it may end the step, or 0."""
 
     kernel: str
     record: np.ndarray
@@ -23,6 +24,8 @@ class Instruction:
     barrier_one: bool = False
     barrier_many: bool = False
     unit: int | None = None
+    lone: bool = False
+    stops: int = 0
 
 
 @dataclass(frozen=True)

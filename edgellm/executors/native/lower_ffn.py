@@ -9,9 +9,9 @@ import numpy as np
 from edgellm.executors.native.buffers import Buffer
 from edgellm.executors.native.cost import Cost
 from edgellm.executors.native.lower_parts import Parts
-from edgellm.executors.native.neurons import Cut, SparseFfn
+from edgellm.executors.native.neurons import CHECK_KERNEL, Cut, SparseFfn
 from edgellm.formats.slots import Role
-from edgellm.kernels.layout import ActLayout, align
+from edgellm.kernels.layout import ActLayout, NeuronAhead, NeuronFire, align
 from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.neuron_codes import SCALED, UNIT
 from edgellm.program import ops
@@ -55,17 +55,74 @@ class FfnParts(Parts):
             self._fire(op, (0, op.neurons), 0, sparse)
         else:
             self._gate(op, sparse)
-        if sparse.stops_to_fire:
+        if sparse.without_ring:
             self._cut(Cut(self._here(), "fire", self._layer(op)))
+        guessed = None if sparse.ahead is None else self._guess(sparse.ahead, sparse)
         act = self._space["ffn.act"]
-        for gates, neurons in ((lists.gate_here, lists.here), (lists.gate_arriving, lists.arriving)):
+        pairs = ((lists.gate_here, lists.here), (lists.gate_arriving, lists.arriving))
+        for i, (gates, neurons) in enumerate(pairs):
             if sparse.gates:
-                self._neuron_rows(op, "gate", None, gates, act, sparse)
+                self._neuron_rows(op, "gate", None, gates, act, sparse, 2 * i)
             if op.gate is not None:
-                self._neuron_rows(op, "up", op.up_bias, neurons, act, sparse)
+                self._neuron_rows(op, "up", op.up_bias, neurons, act, sparse, 2 * i + 1)
             if neurons is lists.here:
-                self._cut(Cut(self._here(), "arrive", self._layer(op)))
+                self._arrive(op, sparse)
+                if guessed is not None:
+                    self._read_ahead(guessed, sparse)
         self._neuron_columns(op, self._hidden(op), add_to, sparse)
+        self._emit("neuron_keep", "NeuronKeep", reads=["neurons"], writes=[])
+        self.result.instructions[-1].record = lists.keep[self._layer(op)]
+
+    def _arrive(self, op: ops.Ffn, sparse: SparseFfn) -> None:
+        """Wait for the neurons that were not in memory, and compare their checksums."""
+        layer, lists = self._layer(op), sparse.lists
+        stops = [(CHECK_KERNEL, "NeuronCheck", lists.check[layer], lists.stops[1:])]
+        if sparse.without_ring:
+            self._cut(Cut(self._here(), "arrive", layer))
+        else:
+            stops.insert(0, ("neuron_arrive", "NeuronArrive", lists.arrive[layer], lists.stops))
+        for kernel, slots, arguments, word in stops:
+            self._emit(kernel, slots, reads=[], writes=["neurons"])
+            last = self.result.instructions[-1]
+            last.record, last.stops = arguments, address(word)
+            last.barrier_one = last.barrier_many = True
+
+    def _guess(self, some: tuple[int, int], sparse: SparseFfn) -> int | None:
+        """Of the next layer's neurons `some`, find out which would fire for the present residual stream,
+        which that layer's attention and this FFN have still to change. Returns that layer; None where that
+        cannot be done."""
+        following = next((op for op in self._rest if isinstance(op, ops.Ffn)), None)
+        if following is None:
+            return None
+        weight = following.up if following.gate is None else following.gate
+        norm = next((op for op in self._rest if isinstance(op, ops.Norm) and op.out == following.x), None)
+        packed = self._store[weight]
+        in_memory = not packed.parts or (len(packed.parts) == 1 and packed.parts[0].unit is None)
+        if norm is None or isinstance(packed.form, str) or not in_memory or following.rounding:
+            return None
+        self._emit_pending()
+        begin, layer = len(self.result.instructions), self._layer(following)
+        x = self._space[norm.x]
+        if x.width != norm.width:
+            return None
+        self._pending = self._norm_of(norm, x, self._write("ahead.x", x.width, private=True, lone=True))
+        bias = following.up_bias if following.gate is None else None
+        self._linear("ahead.x", "ahead.act", weight, bias, some=some, lone=True)
+        self._elementwise(following.activation, "ahead.act", None, "ahead.act", some=some, lone=True)
+        act = self._space["ahead.act"]
+        sparse.lists.set(
+            NeuronAhead, sparse.lists.ahead_of[layer], FIRST=some[0], LAST=some[1], ACT=act.address,
+            THRESHOLD=sparse.threshold(layer),
+        )  # fmt: skip
+        for instruction in self.result.instructions[begin:]:
+            instruction.lone = True
+        return layer
+
+    def _read_ahead(self, layer: int, sparse: SparseFfn) -> None:
+        """Begin to read the neurons that were guessed."""
+        self._emit("neuron_ahead", "NeuronAhead", reads=[self._space["ahead.act"]], writes=[])
+        last = self.result.instructions[-1]
+        last.record, last.lone = sparse.lists.ahead_of[layer], True
 
     def _gate(self, op: ops.Ffn, sparse: SparseFfn) -> None:
         """act = f(gate x), and who fires of it, in parts if all of the gate is in memory."""
@@ -83,8 +140,8 @@ class FfnParts(Parts):
         """Find out who fires of a part of the neurons."""
         act, layer = self._space["ffn.act"], self._layer(op)
         sparse.lists.set(
-            layer, number, FIRST=part[0], LAST=part[1], ACT=act.address, ACT_STRIDE=act.stride,
-            THRESHOLD=sparse.threshold(layer),
+            NeuronFire, sparse.lists.fire[layer, number], FIRST=part[0], LAST=part[1], ACT=act.address,
+            ACT_STRIDE=act.stride, THRESHOLD=sparse.threshold(layer),
         )  # fmt: skip
         self._emit(sparse.fire_kernel, "NeuronFire", reads=[act], writes=["neurons"])
         self._hazards.ignore_reading(act)  # of its own part: the others go on with the next one's gate
@@ -111,9 +168,10 @@ class FfnParts(Parts):
 
     def _neuron_rows(
         self, op: ops.Ffn, role: Role, bias: ops.Weight | None, which: np.ndarray, act: Buffer,
-        sparse: SparseFfn,
+        sparse: SparseFfn, counter: int,
     ) -> None:  # fmt: skip
-        """act *= W x + bias, for the neurons of the list `which`; of gates act = f(W x + bias)."""
+        """act *= W x + bias, for the neurons of the list `which`; of gates act = f(W x + bias). counter:
+        number of the one that threads count with."""
         layout = sparse.layout
         codec = layout.codecs[role]
         weight = op.gate if role == "gate" and op.gate is not None else op.up
@@ -129,7 +187,7 @@ class FfnParts(Parts):
             VECTOR=0 if role == "gate" else sparse.vector(role), WEIGHT_SCALE=layout.nbytes(role) - 4,
             ACT=act.address, ACT_STRIDE=act.stride,
             BIAS=0 if bias is None else self._vector(bias, op.neurons, 0.0),
-            FACTOR=float(weight.scale),
+            FACTOR=float(weight.scale), NEXT=address(sparse.lists.next[counter]),
         )  # fmt: skip
         self.result.instructions[-1].cost = Cost(f"neurons_{role}")
 

@@ -52,44 +52,50 @@ class Parts:
         self._store, self._space = store, workspace
         self._sparse, self._watched = sparse, watched
         self._hazards = Hazards()
-        # width -> buffer whose content the activation row holds, its rounding, and the zero point of its sums
-        self._quantized: dict[int, tuple[str, ops.InputRounding, int | None]] = {}
+        # activation row -> buffer whose content it holds, its rounding, and the zero point of its sums
+        self._quantized: dict[str, tuple[str, ops.InputRounding, int | None]] = {}
         self._pending: _Norm | None = None
         self._kv = kv
         self._kv_before = kv_bytes_before(program, kv)
 
     def _norm(self, op: ops.Norm) -> None:
         x = self._space[op.x]
-        groups = x.width // op.width
-        private = groups == 1 and not any(
+        private = x.width == op.width and not any(
             isinstance(user, (ops.Rope, ops.KvAppend, ops.Attend)) for user in uses_of(self._rest, op.out)
         )  # those kernels know of one copy only
         out = self._write(op.out, x.width, private)
+        self._emit_pending()
+        self._pending = self._norm_of(op, x, out)
+        if not private:
+            self._emit_pending()
+
+    def _norm_of(self, op: ops.Norm, x: Buffer, out: Buffer) -> _Norm:
+        """The norm of x, not emitted."""
         weight = self._vector(op.weight, op.width, 1.0, op.weight_offset)
         bias = 0 if op.bias is None else self._vector(op.bias, op.width, 0.0)
         fields: dict[str, int | float] = {
             "X": x.address, "X_STRIDE": x.stride, "X_PRIVATE": int(x.private),
-            "OUT": out.address, "OUT_STRIDE": out.stride, "OUT_PRIVATE": int(private),
-            "GROUPS": groups, "WIDTH": op.width, "EPS": float(op.eps), "WEIGHT": weight, "BIAS": bias,
-            "LAYER": int(op.kind == "layer"),
+            "OUT": out.address, "OUT_STRIDE": out.stride, "OUT_PRIVATE": int(out.private),
+            "GROUPS": x.width // op.width, "WIDTH": op.width, "EPS": float(op.eps), "WEIGHT": weight,
+            "BIAS": bias, "LAYER": int(op.kind == "layer"),
         }  # fmt: skip
-        self._emit_pending()
-        self._pending = _Norm(x, out, fields)
-        if not private:
-            self._emit_pending()
+        return _Norm(x, out, fields)
 
     def _linear(
         self, x_name: str, out_name: str, weight: ops.Weight, bias: ops.Weight | None,
         add_to: str | None = None, gate: str | None = None, rounding: ops.InputRounding = None,
-        some: tuple[int, int] | None = None,
+        some: tuple[int, int] | None = None, lone: bool = False,
     ) -> None:  # fmt: skip
         """out = weight x + bias; or add_to += weight x + bias; or with a gate out = gate(out) * (...). some:
-        these rows alone, from one to another, of a weight that is in memory in one piece."""
+        these rows alone, from one to another, of a weight that is in memory in one piece. lone: for a lone
+        token alone; inputs and outputs are in buffers for that."""
         packed, x = self._store[weight], self._space[x_name]
         bias_at = 0 if bias is None else self._vector(bias, packed.n, 0.0)
         fields: dict[str, int | float] = {"TILE_STRIDE": packed.stride}
         if not isinstance(packed.form, str):
-            source = self._quantize(x, x_name, None if packed.form.asym else packed.zero_shift, rounding)
+            source = self._quantize(
+                x, x_name, None if packed.form.asym else packed.zero_shift, rounding, lone
+            )
             act = ActLayout(packed.k)
             wide = packed.form.block == 32
             fields |= {
@@ -108,7 +114,7 @@ class Parts:
                 "INPUTS": packed.k,
             }  # fmt: skip
             slots = "LinearF"
-        out = self._write(add_to or out_name, packed.n)
+        out = self._write(add_to or out_name, packed.n, lone=lone)
         accumulate = add_to is not None or gate is not None
         fields |= {"OUT_STRIDE": out.stride, "ACCUMULATE": int(accumulate)}
         kernel = linear_kernel(packed.form, planes, rounding is not None) + (f",gate={gate}" if gate else "")
@@ -132,12 +138,13 @@ class Parts:
 
     def _elementwise(
         self, function: str, x_name: str, y_name: str | None, out_name: str, factor: float = 0.0,
-        some: tuple[int, int] | None = None,
+        some: tuple[int, int] | None = None, lone: bool = False,
     ) -> None:  # fmt: skip
-        """out = f(x, y); some: these columns alone, from one to another, the first a multiple of 16."""
+        """out = f(x, y); some: these columns alone, from one to another, the first a multiple of 16. lone: as
+        of _linear."""
         x = self._space[x_name]
         y = self._space[y_name] if y_name else None
-        out = self._write(out_name, x.width)
+        out = self._write(out_name, x.width, lone=lone)
         first, end = some or (0, x.width)
         fields: dict[str, int | float] = {
             "X": x.address + 4 * first,
@@ -165,11 +172,13 @@ class Parts:
         )  # fmt: skip
         return out
 
-    def _quantize(self, x: Buffer, name: str, shift: int | None, rounding: ops.InputRounding) -> Buffer:
+    def _quantize(
+        self, x: Buffer, name: str, shift: int | None, rounding: ops.InputRounding, lone: bool = False
+    ) -> Buffer:
         """The activation row that holds x, made now unless it was made before and x has not changed. shift:
-        the zero point that its sums have to serve, if any."""
-        act = self._space.activation(x.width)
-        held, held_rounding, held_shift = self._quantized.get(x.width, ("", None, None))
+        the zero point that its sums have to serve, if any. lone: as of _linear."""
+        act = self._space.activation(x.width, lone)
+        held, held_rounding, held_shift = self._quantized.get(act.key, ("", None, None))
         if (held, held_rounding) != (name, rounding) or (shift is not None and shift != held_shift):
             shape = ActLayout(x.width)
             kernel, norm = f"quantize/planes={self._planes_of(rounding)}", self._take_norm(x)
@@ -187,7 +196,7 @@ class Parts:
                 SCALE=shape.scale, FSUM32=shape.fsum32, START32=shape.start32,
                 FSUM16=shape.fsum16, START16=shape.start16, SHIFT=shift or 0,
             )  # fmt: skip
-            self._quantized[x.width] = name, rounding, shift
+            self._quantized[act.key] = name, rounding, shift
         return act
 
     def _take_norm(self, x: Buffer) -> _Norm | None:
@@ -198,12 +207,12 @@ class Parts:
         self._pending = None
         return norm
 
-    def _write(self, name: str, width: int, private: bool = False) -> Buffer:
+    def _write(self, name: str, width: int, private: bool = False, lone: bool = False) -> Buffer:
         """The buffer `name` about to get new content."""
         for k, (held, *_) in list(self._quantized.items()):
             if held == name:
                 del self._quantized[k]
-        return self._space.buffer(name, width, private)
+        return self._space.buffer(name, width, private, lone)
 
     def _vector(self, weight: ops.Weight | None, width: int, default: float, offset: float = 0.0) -> int:
         """Address of a float32 vector, padded to whole tiles."""

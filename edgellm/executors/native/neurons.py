@@ -1,7 +1,8 @@
 """FFNs of which only the neurons that fire are computed, wherever these are in memory.
 
-A kernel finds out who fires and lists them (flash/lists.py). In front of some instructions a step stops (a
-Cut), and Python sees to it that their weights are there. What follows computes from the lists.
+A kernel finds out who fires and lists them (flash/lists.py), and what is not in memory is read. With an
+io_uring kernels do that by themselves; else a step stops in front of some instructions (a Cut), and Python
+does. What follows computes from the lists.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ import numpy as np
 
 from edgellm.executors.native.buffers import Buffer
 from edgellm.flash.lists import Lists
-from edgellm.flash.neurons import GAP, Check, Neurons, NeuronStats, Policy
+from edgellm.flash.neurons import GAP, Neurons, NeuronStats, Policy
 from edgellm.flash.plan import NeuronPlan, expected_misses
 from edgellm.flash.probe import load
 from edgellm.flash.reader import Reader
 from edgellm.flash.uring import Ring, UringRefused
 from edgellm.formats.slots import Role, section_of
-from edgellm.kernels.layout import NeuronCheck, record
 from edgellm.kernels.memory import address
 from edgellm.kernels.team import Team
 from edgellm.program import ops
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgellm.formats.edge import Bundle
 
 CHECK_KERNEL = "neuron_check"
+KERNELS = (CHECK_KERNEL, "neuron_ahead")  # that may be needed beside those of the first lowering
 _log = logging.getLogger("edgellm")
 LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates are done before a read has begun
 FIRST_PART = 0.35  # of the neurons; docs/flash.md
@@ -66,6 +67,7 @@ class SparseFfn:
         self.neurons: Neurons | None = None
         self._ring = self._own_ring()
         self.parts: tuple[tuple[int, int], ...] = ((0, self.layout.neurons),)
+        self.ahead: tuple[int, int] | None = None  # neurons of the next layer that are looked at
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, policy: Policy | None = None) -> SparseFfn | None:
@@ -99,8 +101,8 @@ class SparseFfn:
         return "neuron_fire" if self._ring is None else "neuron_fire/submits=1"
 
     @property
-    def stops_to_fire(self) -> bool:
-        """Whether Python has to ask for the neurons that fire."""
+    def without_ring(self) -> bool:
+        """Whether Python has to ask for the neurons that fire, and to wait for them."""
         return self._ring is None
 
     def close(self) -> None:
@@ -124,21 +126,23 @@ class SparseFfn:
         name = f"blk.{op.layer}.ffn_predictor_"
         return ops.Weight(f"{name}down.weight"), ops.Weight(f"{name}up.weight"), ops.Weight(f"{name}up.bias")
 
+    @property
+    def may_read_ahead(self) -> bool:
+        """Whether gates are in memory to guess from, and kernels can read."""
+        return self._ring is not None and not self.gates and self.layout.neurons >= LEAST_TO_SPLIT
+
     def split(self, capacity: int) -> None:
-        """Look at the neurons of a layer in parts, when `capacity` slots of each stay in memory: first those
-        that are most often missing, so that they are read while the gate of the others is computed."""
+        """Look at the neurons of a layer in parts, when `capacity` slots of each stay in memory, so that some
+        are read while the gate of the others is computed: first the rarest, then those that are most often
+        missing, which are also looked at a layer ahead."""
         layout = self.layout
-        if (
-            self._ring is not None
-            and not self.gates
-            and capacity < layout.slots
-            and layout.neurons >= LEAST_TO_SPLIT
-        ):
+        if self.may_read_ahead and capacity < layout.slots:
             step = math.lcm(PART_ROWS, layout.per_slot)
             low = capacity * layout.per_slot // step * step
             high = min(layout.neurons, low + int(FIRST_PART * layout.neurons) // step * step)
-            parts = ((low, high), (high, layout.neurons), (0, low))
+            parts = ((high, layout.neurons), (low, high), (0, low))
             self.parts = tuple(part for part in parts if part[0] < part[1])
+            self.ahead = (low, high) if low < high else None
 
     def vector(self, role: Role) -> int:
         """Bytes from a neuron's address, as the lists have it, to one of its vectors."""
@@ -151,7 +155,7 @@ class SparseFfn:
 
     def memory_bytes(self, capacity: int) -> int:
         """What the neurons take with `capacity` slots of each layer in memory."""
-        return Neurons.memory_bytes(self.layout, capacity, self.gates, self.policy)
+        return Neurons.memory_bytes(self.layout, capacity, self.gates, self.policy, self.may_read_ahead)
 
     def capacity(self, nbytes: int) -> int:
         """The most slots of each layer that fit into `nbytes`; -1 if not even none does."""
@@ -192,6 +196,11 @@ class SparseFfn:
             self.memory_bytes(capacity), active, missing,
         )  # fmt: skip
 
+    def begin(self, many: bool) -> None:
+        """Before a step, of several tokens or of one."""
+        assert self.neurons is not None
+        self.neurons.begin(many)
+
     def restart(self) -> None:
         """After a step that broke off."""
         if self.neurons is not None:
@@ -200,21 +209,21 @@ class SparseFfn:
     def open(self, team: Team, kernel: int, capacity: int) -> Neurons:
         """Open ffn.bin; nothing is read yet. kernel: the address of CHECK_KERNEL."""
         reader = Reader(self.bundle.path / "ffn.bin")
-        sums = np.asarray(self.bundle.sums)
-        check = _check(team, kernel)
+        lists = self.lists
         device = load(self.bundle.path)  # if it was measured before
         self.neurons = Neurons(
             reader,
             self.layout,
-            sums,
-            check,
+            np.asarray(self.bundle.sums),
+            lambda layer: team.run(kernel, address(lists.check[layer]), 0),
             capacity,
-            self.lists,
+            lists,
             self.gates,
             self.policy,
             self.slot_frequency(),
             GAP if device is None else device.fit(GAP_DEPTH).gap_bytes,
             self._ring,
+            self.ahead is not None,
         )
         return self.neurons
 
@@ -222,23 +231,14 @@ class SparseFfn:
         """Do what a cut asks for, in a step of `rows` rows."""
         assert self.neurons is not None
         if cut.kind == "arrive":
-            self.neurons.arrive(cut.layer, many=rows > 1)
+            self.neurons.arrive()
         else:
             self.neurons.fire(cut.layer, many=rows > 1)
 
-
-def _check(team: Team, kernel: int) -> Check:
-    """Checksums by the whole team."""
-
-    def check(addresses: np.ndarray, words: int) -> np.ndarray:
-        addresses, sums = np.ascontiguousarray(addresses, np.int64), np.empty(len(addresses), np.uint64)
-        args = record(
-            NeuronCheck, ADDRESSES=address(addresses), COUNT=len(sums), WORDS=words, SUMS=address(sums)
-        )
-        team.run(kernel, address(args), 0)
-        return sums
-
-    return check
+    def mend(self) -> None:
+        """A kernel has stopped the step."""
+        assert self.neurons is not None
+        self.neurons.mend()
 
 
 Meet = Callable[[Cut, int], None]  # a cut, and how many rows the step has behind it

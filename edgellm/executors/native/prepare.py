@@ -32,7 +32,7 @@ def prepare(
     matrices, vectors = weights_of(program, sparse)
     base3 = in_base3(program, checkpoint, matrices, target)
     packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=in_memory)
-    workspace = Workspace(max(align(CHUNK, GROUP) + GROUP, threads))
+    workspace = Workspace(align(CHUNK, GROUP) + GROUP, threads)
     return packed, workspace, Lowering(program, packed, workspace, planes, kv, sparse, watched).result
 
 

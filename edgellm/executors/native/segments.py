@@ -14,7 +14,7 @@ from edgellm.executors.native.instructions import Lowered
 from edgellm.executors.native.neurons import Cut, Meet
 from edgellm.flash.ring import Ring
 from edgellm.kernels.layout import Instruction, State, Step, record
-from edgellm.kernels.memory import address
+from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.team import Team
 
 
@@ -34,10 +34,12 @@ class Segments:
 
     def __init__(
         self, lowered: Lowered, table: np.ndarray, ring: Ring | None, team: Team, kernel: int,
-        meet: Meet | None = None,
+        meet: Meet | None = None, mend: Callable[[], None] | None = None,
     ):  # fmt: skip
-        """meet: called with every cut, and the number of rows behind it."""
-        self._ring, self._team, self._kernel, self._meet = ring, team, kernel, meet
+        """meet: called with every cut, and the number of rows behind it; mend: when a kernel stops a step,
+        which then goes on."""
+        self._ring, self._team, self._kernel, self._meet, self._mend = ring, team, kernel, meet, mend
+        self._stopped = aligned(1, np.int64)
         self.compute_seconds = 0.0
         units = [i.unit for i in lowered.instructions if i.unit is not None]
         if units != list(range(len(units))):
@@ -59,13 +61,15 @@ class Segments:
     def _segment(self, lowered: Lowered, table: np.ndarray, first: int, end: int) -> Segment:
         tail = lowered.tail - first
         step = record(
-            Step, COUNT=end - first, TABLE=address(table) + 8 * len(Instruction) * first, TAIL=max(0, tail)
-        )
+            Step, COUNT=end - first, TABLE=address(table) + 8 * len(Instruction) * first, TAIL=max(0, tail),
+            STOPPED=address(self._stopped),
+        )  # fmt: skip
         needs_unit = lowered.instructions[first].unit is not None
         return Segment(step, needs_unit, self._cuts.get(first), tail <= 0)
 
     def restart(self) -> None:
         """After a step that broke off."""
+        self._stopped[0] = 0
         if self._ring is not None:
             self._ring.restart()
 
@@ -86,9 +90,26 @@ class Segments:
             return
         if segment.cut is not None and self._meet is not None:
             self._meet(segment.cut, wanted if segment.tail else int(state[State.TOKENS]))
-        begin = time.perf_counter()
-        self._team.run(self._kernel, address(segment.step), address(state))
-        self.compute_seconds += time.perf_counter() - begin
+        step = segment.step
+        while True:
+            begin = time.perf_counter()
+            self._team.run(self._kernel, address(step), address(state))
+            self.compute_seconds += time.perf_counter() - begin
+            if not (done := int(self._stopped[0])):
+                return
+            assert self._mend is not None
+            self._stopped[0] = 0
+            self._mend()
+            step = self._rest(step, done)
+
+    @staticmethod
+    def _rest(step: np.ndarray, done: int) -> np.ndarray:
+        """The step without its first `done` instructions."""
+        rest = step.copy()
+        rest[Step.COUNT] -= done
+        rest[Step.TABLE] += 8 * len(Instruction) * done
+        rest[Step.TAIL] = max(0, rest[Step.TAIL] - done)
+        return rest
 
     @contextmanager
     def held(self, number: int) -> Iterator[Callable[[np.ndarray, int], None]]:
