@@ -58,12 +58,13 @@ Sequence = slots("Sequence", "FIRST_ROW ROWS POSITION KV")
 
 # The argument records of the kernels. X, ACT, INPUT, OUT and the like are addresses, *_STRIDE bytes from one
 # token's row to the next; *_PRIVATE: with a lone token, row i is the copy of thread i. Biases may be 0.
-# NEXT counts the chunks of tiles that threads have taken, see sharing.next_tiles.
+# NEXT counts the chunks of tiles that threads have taken, see sharing.next_tiles. LOOSE: 1 to share out half
+# of them so, for threads that do not begin at the same time.
 LinearQ = slots(
     "LinearQ",
     "WEIGHT TILE_STRIDE TILES BLOCKS "
     "INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM ACT_START "
-    "OUT OUT_STRIDE BIAS ACCUMULATE NEXT",
+    "OUT OUT_STRIDE BIAS ACCUMULATE NEXT LOOSE",
 )
 LinearF = slots(
     "LinearF",
@@ -87,13 +88,13 @@ NeuronRows = slots(
     "ACT ACT_STRIDE BIAS FACTOR NEXT",
 )
 # HIDDEN: as ACT, or with rounded inputs rows of an ActLayout whose scale is at HIDDEN_SCALE. ROW_SCALES:
-# float32 for each row of OUT, for codecs without scales.
+# float32 for each row of OUT, for codecs without scales. NEXT: as of NeuronRows.
 NeuronColumns = slots(
     "NeuronColumns",
     "LIST HIDDEN HIDDEN_STRIDE HIDDEN_PRIVATE HIDDEN_SCALE UNITS VECTOR ROW_SCALES "
-    "OUT OUT_STRIDE BIAS ACCUMULATE FACTOR",
+    "OUT OUT_STRIDE BIAS ACCUMULATE FACTOR NEXT",
 )
-COUNTERS = 4  # for NeuronRows.NEXT, 64 bytes apart
+COUNTERS = 5  # for NeuronRows.NEXT and NeuronColumns.NEXT, 64 bytes apart
 BATCHES, TAG_BITS = 3, 32  # of reads, see NeuronQueue; a tag is the batch, and below it the number of a read
 # Neurons FIRST to LAST of a layer, whose activations are ACT, float32 rows; up to THRESHOLD, a float64, they
 # do not fire. MASK: a byte for each neuron, to work in. ALL, HERE, ARRIVING: lists as NeuronRows takes them,

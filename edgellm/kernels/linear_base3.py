@@ -223,6 +223,8 @@ def build(target: Target, planes: int, gate: str | None = None, rounded: int = 0
         fives = (tiles + TRITS - 1) // TRITS
         memory = room()
         fixed = fixed_tiles(fives, fives * a[Arg.TILE_STRIDE] * tokens, threads)
+        if a[Arg.LOOSE] != 0 and fixed < fives:
+            fixed = fives // 2
         first, last = fixed * thread // threads, fixed * (thread + 1) // threads
         while first < fives:
             for begin in range(0, tokens, part):

@@ -277,6 +277,8 @@ def build(
         many = wide and tokens > 2 * group and not (has_tiles and a[Arg.BLOCKS] * block <= MOST_INPUTS)
         together = width if many else 1
         fixed = fixed_tiles(tiles, tiles * a[Arg.TILE_STRIDE] * tokens, threads)
+        if a[Arg.LOOSE] != 0 and fixed < tiles:
+            fixed = tiles // 2
         first, last = fixed * thread // threads, fixed * (thread + 1) // threads
         while first < tiles:
             for begin in range(0, tokens, part):

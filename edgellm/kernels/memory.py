@@ -86,6 +86,25 @@ def release_pages(view: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED, first, length)
 
 
+def release_code(library: str) -> int:
+    """Drop the pages of the machine code of a shared library of this name; who calls it reads them again.
+    Returns their bytes; 0 where the system does not tell what is mapped, or has no such advice."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or not hasattr(mmap, "MADV_DONTNEED"):
+        return 0
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    dropped = 0
+    for line in maps.read_text().splitlines():
+        span, permissions, *_, name = line.split(maxsplit=5)
+        if permissions != "r-xp" or not name.rpartition("/")[2].startswith(library):
+            continue  # what may have been written to, as relocations are, is no copy of the file
+        start, end = (int(part, 16) for part in span.split("-"))
+        if libc.madvise(start, end - start, mmap.MADV_DONTNEED) == 0:
+            dropped += end - start
+    return dropped
+
+
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes of memory that this process can ever have: the machine's, or its cgroup's (version 2, or 1)
     if that is less. None where the system does not tell."""

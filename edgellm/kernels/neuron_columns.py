@@ -21,9 +21,10 @@ from edgellm.kernels.layout import State
 from edgellm.kernels.neuron_codes import GROUP, SCALED, UNIT, UNIT_BYTES, scales, values
 from edgellm.kernels.simd.emit import F32, V16F32, Emit
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import f32_at, f64_at, i8_at, i64_at
+from edgellm.kernels.simd.scalar import atomic_add, f32_at, f64_at, i8_at, i64_at
 
-ROWS_AT_ONCE = 2048  # of the result, whose sums stay in a core's nearest cache while columns pass by
+# Of the result, that a thread takes at a time; their sums stay in its nearest cache while columns pass by.
+ROWS_ON_DEMAND = 1024
 TOGETHER = 4  # columns that are added at a time, so that sums are loaded and stored once for all of them
 AHEAD = 2  # times as many that prefetching is ahead; into the second cache, which takes more at a time
 
@@ -148,9 +149,9 @@ def make_finish(target: Target, codec: str, rounded: bool) -> Any:
 
 
 def build(target: Target, codec: str, rounded: int = 0) -> Callable[..., None]:
-    """The kernel neuron_columns. Threads share out the rows of the result."""
+    """The kernel neuron_columns. Threads take rows of the result as they get on."""
     several, one = make_axpy(target, codec, TOGETHER), make_axpy(target, codec, 1)
-    sums_room, factors_room = make_room(target, 4 * ROWS_AT_ONCE), make_room(target, 4 * TOGETHER)
+    sums_room, factors_room = make_room(target, 4 * ROWS_ON_DEMAND), make_room(target, 4 * TOGETHER)
     finish = make_finish(target, codec, bool(rounded))
     nbytes, scaled, together = UNIT_BYTES[codec], codec in SCALED, TOGETHER
 
@@ -162,9 +163,10 @@ def build(target: Target, codec: str, rounded: int = 0) -> Callable[..., None]:
         sums, zero = sums_room(), s[State.ZERO]
         factors = factors_room()
         h = f32_at(factors)
-        first, last = units * thread // threads, units * (thread + 1) // threads
-        while first < last:
-            some = min(ROWS_AT_ONCE // UNIT, last - first)
+        chunk = ROWS_ON_DEMAND // UNIT
+        first = atomic_add(a[Arg.NEXT], chunk)
+        while first < units:
+            some = min(chunk, units - first)
             vectors, row = some * UNIT // 16, first * UNIT
             heads = a[Arg.VECTOR] + (4 * first if scaled else 0)
             codes = a[Arg.VECTOR] + (4 * units if scaled else 0) + first * nbytes
@@ -197,6 +199,6 @@ def build(target: Target, codec: str, rounded: int = 0) -> Callable[..., None]:
                 scale_at = hidden + a[Arg.HIDDEN_SCALE]
                 row_scales = a[Arg.ROW_SCALES] + 4 * row
                 finish(sums, out, bias, old, scale_at, row_scales, factor, vectors, kept, biased)
-            first += some
+            first = atomic_add(a[Arg.NEXT], chunk)
 
     return neuron_columns

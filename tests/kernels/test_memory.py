@@ -16,6 +16,7 @@ from edgellm.kernels.memory import (
     aligned,
     map_over,
     memory_limit,
+    release_code,
     release_pages,
     reserve,
 )
@@ -99,3 +100,23 @@ def test_memory_limit_is_the_least_that_applies(tmp_path: Path) -> None:
     assert memory_limit(tmp_path) == machine
     (tmp_path / "memory.max").write_text("123456789\n")
     assert memory_limit(tmp_path) == 123456789
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+def test_code_that_was_dropped_still_runs() -> None:
+    """LLVM's, of which compiling has touched much."""
+    import llvmlite.binding as llvm
+
+    def compiled() -> str:
+        module = llvm.parse_assembly("define i32 @f(i32 %x) {\n %y = mul i32 %x, 12\n ret i32 %y\n}")
+        target = llvm.Target.from_default_triple().create_target_machine()
+        return str(target.emit_assembly(module))
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    expected = compiled()
+    before = resident_bytes()
+    assert release_code("libllvmlite") > 10 << 20
+    assert before - resident_bytes() > 4 << 20
+    assert compiled() == expected
+    assert release_code("no such library") == 0

@@ -139,8 +139,10 @@ def test_columns_of_some_neurons(
     before = out.copy()
     bias, scales = (rng.uniform(0.1, 1, HIDDEN).astype(np.float32) for _ in range(2))
     which = listed(memory, some)
+    counter = aligned(1, np.int64)
     args = record(
-        NeuronColumns, LIST=address(which), HIDDEN=address(rows), HIDDEN_STRIDE=row, HIDDEN_SCALE=scale_at,
+        NeuronColumns, NEXT=address(counter), LIST=address(which), HIDDEN=address(rows), HIDDEN_STRIDE=row,
+        HIDDEN_SCALE=scale_at,
         UNITS=HIDDEN // UNIT, ROW_SCALES=address(scales), OUT=address(out), OUT_STRIDE=4 * HIDDEN,
         BIAS=address(bias), ACCUMULATE=1, FACTOR=1.0,
     )  # fmt: skip
@@ -169,9 +171,10 @@ def test_the_order_of_the_list_decides_and_not_the_place(target, run_kernel: Run
         out = aligned(HIDDEN, np.float32)
         pairs = [[n, address(memory) + int(place[n]) * data.shape[1]] for n in range(NEURONS)]
         which = np.array([NEURONS, *np.ravel(pairs)], np.int64)
+        counter = aligned(1, np.int64)
         args = record(
-            NeuronColumns, LIST=address(which), HIDDEN=address(hidden), HIDDEN_STRIDE=4 * NEURONS,
-            UNITS=HIDDEN // UNIT, OUT=address(out), OUT_STRIDE=4 * HIDDEN, FACTOR=1.0,
+            NeuronColumns, NEXT=address(counter), LIST=address(which), HIDDEN=address(hidden),
+            HIDDEN_STRIDE=4 * NEURONS, UNITS=HIDDEN // UNIT, OUT=address(out), OUT_STRIDE=4 * HIDDEN, FACTOR=1.0,
         )  # fmt: skip
         run_kernel(target, "neuron_columns/codec=q4_0", args)
         results.append(out)

@@ -31,6 +31,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels.apart import compile_apart
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.kv_layout import CHUNK as KV_CHUNK
+from edgellm.kernels.memory import release_code
 from edgellm.kernels.simd.level import host_target
 from edgellm.program.program import Program
 
@@ -59,6 +60,7 @@ def spend(
     if used.table is not None:
         lookups = RowTiles.memory_bytes(layouts[used.table].stride, needs.rows, ALIGNMENT)
     kv = -(-needs.context // KV_CHUNK) * kv_bytes_before(program, needs.kv)[-1]
+    release_code("libllvmlite")  # 30 MB, not needed again now that kernels are loaded
     budget = Budget(dram, resident_bytes(), needs.activations, kv, lookups)
     needed, capacity, neurons = matrices(layouts, offsets, used), 0, 0
     room = budget.weights

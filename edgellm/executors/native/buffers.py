@@ -95,10 +95,11 @@ class Hazards:
         for read in self._read:
             read.discard(buffer.key)
 
-    def meet(self) -> None:
-        """Of many tokens, all threads have just waited for each other."""
-        self._written[1].clear()
-        self._read[1].clear()
+    def meet(self, lone: bool = False) -> None:
+        """Of many tokens, all threads have just waited for each other; lone: of a lone one too."""
+        for many in (0, 1) if lone else (1,):
+            self._written[many].clear()
+            self._read[many].clear()
 
 
 def _key(buffer: Buffer | str) -> str:

@@ -16,7 +16,7 @@ from edgellm.executors.native.budgeted import Needs, streamed_store
 from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.describe import describe_form, input_roundings
 from edgellm.executors.native.lower import Lowering
-from edgellm.executors.native.neurons import CHECK_KERNEL, KERNELS, Cut, SparseFfn, Watch
+from edgellm.executors.native.neurons import CHECK_KERNEL, Cut, SparseFfn, Watch
 from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
@@ -108,7 +108,7 @@ class NativeExecutor(Executor):
             return partial(progress, stage) if progress else None
 
         names = [i.kernel for i in self._lowered.instructions]
-        wanted = [*names, "step", *team.KERNELS, *packed.kernels, *(KERNELS if sparse else ())]
+        wanted = [*names, "step", *team.KERNELS, *packed.kernels, *([CHECK_KERNEL] if sparse else [])]
         if dram is not None:
             compile_apart(wanted, self.target, report("compiling"))
         kernels = load_kernels(wanted, self.target, report("compiling"))

@@ -16,6 +16,8 @@ from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.neuron_codes import SCALED, UNIT
 from edgellm.program import ops
 
+COLUMNS = 4  # number of the counter; those before are for rows
+
 
 class FfnParts(Parts):
     """Lowers Ffn ops."""
@@ -67,8 +69,8 @@ class FfnParts(Parts):
                 self._neuron_rows(op, "up", op.up_bias, neurons, act, sparse, 2 * i + 1)
             if neurons is lists.here:
                 self._arrive(op, sparse)
-                if guessed is not None:
-                    self._read_ahead(guessed, sparse)
+        if guessed is not None:
+            self._read_ahead(guessed, sparse)
         self._neuron_columns(op, self._hidden(op), add_to, sparse)
         self._emit("neuron_keep", "NeuronKeep", reads=["neurons"], writes=[])
         self.result.instructions[-1].record = lists.keep[self._layer(op)]
@@ -86,6 +88,7 @@ class FfnParts(Parts):
             last = self.result.instructions[-1]
             last.record, last.stops = arguments, address(word)
             last.barrier_one = last.barrier_many = True
+            self._hazards.meet(lone=True)
 
     def _guess(self, some: tuple[int, int], sparse: SparseFfn) -> int | None:
         """Of the next layer's neurons `some`, find out which would fire for the present residual stream,
@@ -119,8 +122,10 @@ class FfnParts(Parts):
         return layer
 
     def _read_ahead(self, layer: int, sparse: SparseFfn) -> None:
-        """Begin to read the neurons that were guessed."""
-        self._emit("neuron_ahead", "NeuronAhead", reads=[self._space["ahead.act"]], writes=[])
+        """Begin to read the neurons that were guessed. The columns that follow are taken on demand, so
+        threads meet in front of it, although it has nothing to do with the activations."""
+        reads = [self._space["ahead.act"], self._space["ffn.act"]]
+        self._emit("neuron_ahead", "NeuronAhead", reads=reads, writes=[])
         last = self.result.instructions[-1]
         last.record, last.lone = sparse.lists.ahead_of[layer], True
 
@@ -215,7 +220,7 @@ class FfnParts(Parts):
             ROW_SCALES=0 if codec in SCALED else self._row_scales(op, sparse),
             OUT=out.address, OUT_STRIDE=out.stride, ACCUMULATE=int(add_to is not None),
             BIAS=0 if op.down_bias is None else self._vector(op.down_bias, layout.hidden, 0.0),
-            FACTOR=float(op.down.scale), **inputs,
+            FACTOR=float(op.down.scale), NEXT=address(sparse.lists.next[COLUMNS]), **inputs,
         )  # fmt: skip
         self.result.instructions[-1].cost = Cost("neurons_down")
 

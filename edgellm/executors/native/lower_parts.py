@@ -105,7 +105,8 @@ class Parts:
                 "ACT_FSUM": act.fsum32 if wide else act.fsum16,
                 "ACT_START": act.start32 if wide else act.start16,
             }  # fmt: skip
-            planes, slots = self._planes_of(rounding), "LinearQ"
+            planes, slots = self._planes_of(rounding, lone), "LinearQ"
+            fields["LOOSE"] = int(some is not None)
         else:
             planes = 0
             source = x = self._rounded(x, x_name) if rounding else x
@@ -159,9 +160,10 @@ class Parts:
             OUT=out.address + 4 * first, OUT_STRIDE=out.stride, VECTORS=-(-(end - first) // 16), **fields,
         )  # fmt: skip
 
-    def _planes_of(self, rounding: ops.InputRounding) -> int:
-        """Planes of int8 that the inputs of a quantised weight are kept in: rounded ones need one."""
-        return self._planes if rounding is None else 1
+    def _planes_of(self, rounding: ops.InputRounding, lone: bool = False) -> int:
+        """Planes of int8 that the inputs of a quantised weight are kept in: rounded ones need one, and so do
+        those of a guess, which is what is made for lone tokens alone."""
+        return self._planes if rounding is None and not lone else 1
 
     def _rounded(self, x: Buffer, name: str) -> Buffer:
         """The rounded rows of x, in float32."""
@@ -181,7 +183,7 @@ class Parts:
         held, held_rounding, held_shift = self._quantized.get(act.key, ("", None, None))
         if (held, held_rounding) != (name, rounding) or (shift is not None and shift != held_shift):
             shape = ActLayout(x.width)
-            kernel, norm = f"quantize/planes={self._planes_of(rounding)}", self._take_norm(x)
+            kernel, norm = f"quantize/planes={self._planes_of(rounding, lone)}", self._take_norm(x)
             kernel += f",rounding={rounding}" if rounding else ""
             reads, writes, norm_address = [x], [act], 0
             if norm is not None:

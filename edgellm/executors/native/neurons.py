@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from edgellm.formats.edge import Bundle
 
 CHECK_KERNEL = "neuron_check"
-KERNELS = (CHECK_KERNEL, "neuron_ahead")  # that may be needed beside those of the first lowering
 _log = logging.getLogger("edgellm")
 LEAST_TO_SPLIT = 2048  # neurons of a layer: smaller gates are done before a read has begun
 FIRST_PART = 0.35  # of the neurons; docs/flash.md
@@ -136,6 +135,7 @@ class SparseFfn:
         are read while the gate of the others is computed: first the rarest, then those that are most often
         missing, which are also looked at a layer ahead."""
         layout = self.layout
+        self.parts, self.ahead = ((0, layout.neurons),), None
         if self.may_read_ahead and capacity < layout.slots:
             step = math.lcm(PART_ROWS, layout.per_slot)
             low = capacity * layout.per_slot // step * step

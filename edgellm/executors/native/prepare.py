@@ -32,6 +32,8 @@ def prepare(
     matrices, vectors = weights_of(program, sparse)
     base3 = in_base3(program, checkpoint, matrices, target)
     packed = WeightStore(checkpoint, matrices, vectors, base3=base3, in_memory=in_memory)
+    if sparse is not None and not in_memory:
+        sparse.split(0)  # with all that may be needed
     workspace = Workspace(align(CHUNK, GROUP) + GROUP, threads)
     return packed, workspace, Lowering(program, packed, workspace, planes, kv, sparse, watched).result
 
