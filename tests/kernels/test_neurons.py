@@ -174,7 +174,8 @@ def test_the_order_of_the_list_decides_and_not_the_place(target, run_kernel: Run
         counter = aligned(1, np.int64)
         args = record(
             NeuronColumns, NEXT=address(counter), LIST=address(which), HIDDEN=address(hidden),
-            HIDDEN_STRIDE=4 * NEURONS, UNITS=HIDDEN // UNIT, OUT=address(out), OUT_STRIDE=4 * HIDDEN, FACTOR=1.0,
+            HIDDEN_STRIDE=4 * NEURONS, UNITS=HIDDEN // UNIT, OUT=address(out), OUT_STRIDE=4 * HIDDEN,
+            FACTOR=1.0,
         )  # fmt: skip
         run_kernel(target, "neuron_columns/codec=q4_0", args)
         results.append(out)
