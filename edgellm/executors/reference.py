@@ -206,6 +206,11 @@ def activate(x: np.ndarray, kind: Activation) -> np.ndarray:
     return positive * positive if kind == "relu2" else positive
 
 
+def _above(x: np.ndarray, threshold: float) -> np.ndarray:
+    """x, with 0 for what is not above a threshold, if there is one."""
+    return np.where(x > np.float32(threshold), x, np.float32(0)) if threshold else x
+
+
 def ffn(op: Ffn, s: State) -> None:
     """z (T, neurons) = act(x G^T) * (x U^T + b), or act(x U^T + b) without a gate;
     out (T, hidden) = rms_norm(z) D^T + b, the norm only with `sub_norm`.
@@ -214,9 +219,9 @@ def ffn(op: Ffn, s: State) -> None:
     x = rounded(s.buffers[op.x], op.rounding)
     up = matmul(x, s.weights(op.up), s.weight(op.up_bias))
     if op.gate is None:
-        z = activate(up, op.activation)
+        z = _above(activate(up, op.activation), op.threshold)
     else:
-        z = activate(matmul(x, s.weights(op.gate), None), op.activation) * up
+        z = _above(activate(matmul(x, s.weights(op.gate), None), op.activation), op.threshold) * up
     if op.sub_norm is not None:
         z = (
             z

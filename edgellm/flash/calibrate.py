@@ -68,7 +68,8 @@ def firing(
         reached = np.cumsum(counts, axis=1) / counts.sum(axis=1, keepdims=True) >= sparsity
         thresholds = 2.0 ** (_LOWEST + (reached.argmax(axis=1) + 1) / _OCTAVE)
     fired = np.zeros((layers, neurons), np.int64)
-    limits = np.zeros(layers) if thresholds is None else thresholds
+    limit = checkpoint.config.activation_threshold
+    limits = np.full(layers, limit) if thresholds is None else thresholds
 
     def count(layer: int, inputs: np.ndarray, gates: np.ndarray) -> None:
         fired[layer] += (np.abs(activation(gates)) > limits[layer]).sum(axis=0)

@@ -131,7 +131,8 @@ def train(
     steps = tokens + held_out + epochs * tokens
     done = learnt = seen = 0
     assert bundle.order is not None
-    order, thresholds = bundle.order, bundle.thresholds or (0.0,) * layout.layers
+    limit = checkpoint.config.activation_threshold
+    order, thresholds = bundle.order, bundle.thresholds or (limit,) * layout.layers
 
     def see(layer: int, inputs: np.ndarray, gates: np.ndarray) -> None:
         fired = (np.abs(activation(gates)) > thresholds[layer])[:, order[layer]]

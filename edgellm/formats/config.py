@@ -36,6 +36,7 @@ class ModelConfig:
     norm_eps: float
     rope: RopeConfig = field(default_factory=RopeConfig)
     activation: str = "silu"
+    activation_threshold: float = 0.0  # values of a ReLU up to this are 0: FATReLU
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] | None = None  # per layer: does the window apply; None: to all
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)

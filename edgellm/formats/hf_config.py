@@ -23,6 +23,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "fatrelu": "relu",  # of ProSparse (arXiv:2402.13516), with hidden_act_param
 }
 # What may be left out of a config.json because it equals the default of the model's own class.
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
@@ -102,6 +103,8 @@ def hf_config(path: Path, config: dict[str, Any]) -> ModelConfig:
         rope=RopeConfig() if opt else rope_config(keys, model_type, head_dim, context),
         activation=_ACTIVATIONS[activation],
     )
+    if activation == "fatrelu":
+        result.activation_threshold = keys.number("hidden_act_param", positive=False)
     result.extra["tie_word_embeddings"] = keys.flag("tie_word_embeddings")
     _quantization(keys, result)
     _sliding_window(keys, result)

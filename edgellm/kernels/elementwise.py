@@ -62,7 +62,7 @@ ACTIVATIONS: dict[str, Callable[[Emit, Any], Any]] = {
 
 
 def emit_function(e: Emit, name: str, x: Any, y: Any, factor: Any) -> Any:
-    """f(x, y) of 16 elements: add, scale, softcap or an activation."""
+    """f(x, y) of 16 elements: add, scale, softcap, above (x, or 0 up to a factor) or an activation."""
     b = e.b
     if name == "add":
         return b.fadd(x, y)
@@ -70,6 +70,8 @@ def emit_function(e: Emit, name: str, x: Any, y: Any, factor: Any) -> Any:
         return b.fmul(x, factor)
     if name == "softcap":
         return e.softcap(x, factor)
+    if name == "above":
+        return b.select(b.fcmp_ordered(">", x, factor), x, const(V16F32, 0.0))
     return ACTIVATIONS[name](e, x)
 
 

@@ -81,11 +81,12 @@ Norm = slots("Norm", "X X_STRIDE X_PRIVATE OUT OUT_STRIDE OUT_PRIVATE GROUPS WID
 # its address. ACT: rows of float32, a column for each neuron; those that are 0 do not fire. VECTOR: bytes
 # from a neuron's address to the vector that is read, of UNITS units. INPUT: rows of an ActLayout.
 # WEIGHT_SCALE: bytes from the vector to its float32 scale, where it has a single one. BIAS: float32 for each
-# neuron, or 0. FACTOR is a float64. NEXT: a counter, 0 before the call.
+# neuron, or 0. FACTOR and THRESHOLD, up to which an activation is 0, are float64. NEXT: a counter, 0 before
+# the call.
 NeuronRows = slots(
     "NeuronRows",
     "LIST INPUT INPUT_STRIDE INPUT_PRIVATE ACT_LOW ACT_SCALE ACT_FSUM UNITS VECTOR WEIGHT_SCALE "
-    "ACT ACT_STRIDE BIAS FACTOR NEXT",
+    "ACT ACT_STRIDE BIAS FACTOR THRESHOLD NEXT",
 )
 # HIDDEN: as ACT, or with rounded inputs rows of an ActLayout whose scale is at HIDDEN_SCALE. ROW_SCALES:
 # float32 for each row of OUT, for codecs without scales. NEXT: as of NeuronRows.

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -35,7 +36,7 @@ from edgellm.kernels.neuron_codes import (
 from edgellm.kernels.simd.dot4 import dot4
 from edgellm.kernels.simd.emit import F32, I32, I64, V16F32, V16I32, V64I8, Emit, const
 from edgellm.kernels.simd.level import Target
-from edgellm.kernels.simd.scalar import atomic_add, f32_at, i64_at
+from edgellm.kernels.simd.scalar import atomic_add, f32_at, f64_at, i64_at
 
 AHEAD = 2  # neurons that prefetching is ahead, on a Zen 4; into the second cache, which takes more at a time
 BLOCKS = 2 * GROUP  # whose scales are loaded together
@@ -173,7 +174,7 @@ def build(
     def neuron_rows(args: int, state: int, thread: int, threads: int) -> None:
         a, s, listed = i64_at(args), i64_at(state), i64_at(i64_at(args)[Arg.LIST])
         tokens, count, stride = s[State.TOKENS], listed[0], a[Arg.INPUT_STRIDE]
-        x = a[Arg.INPUT]
+        x, threshold = a[Arg.INPUT], np.float32(f64_at(args)[Arg.THRESHOLD])
         if tokens == 1:
             x += a[Arg.INPUT_PRIVATE] * thread * stride
         first = atomic_add(a[Arg.NEXT], CHUNK)
@@ -187,7 +188,10 @@ def build(
                     old = act[neuron]
                     if old != 0:
                         value = dot(args, vector, following, x + t * stride, bias)
-                        act[neuron] = value if replaces else old * value
+                        if replaces:
+                            act[neuron] = np.float32(0) if value <= threshold else value
+                        else:
+                            act[neuron] = old * value
             first = atomic_add(a[Arg.NEXT], CHUNK)
 
     return neuron_rows

@@ -162,6 +162,7 @@ class ModelBuilder:
                 sub_norm=self.weight(sub_norm) if sub_norm else None,
                 sub_norm_eps=c.norm_eps,
                 rounding=c.input_rounding,
+                threshold=c.activation_threshold,
             )
         )
 

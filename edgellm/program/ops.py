@@ -135,7 +135,7 @@ class Ffn(Op):
 
     The unit of the flash modes: neuron i is row i of gate and up and column i of down.
     `sub_norm` is an RMS norm over the neurons before `down` (BitNet). `rounding` is that of x and of the
-    input of `down`.
+    input of `down`. `threshold`: values of act up to this, of a ReLU, are 0 (FATReLU).
     """
 
     x: str
@@ -150,6 +150,7 @@ class Ffn(Op):
     sub_norm: Weight | None = None  # (neurons,)
     sub_norm_eps: float = 1e-5
     rounding: InputRounding = None
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)

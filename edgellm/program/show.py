@@ -140,7 +140,8 @@ def describe_op(op: Op) -> str:
             )
         case Ffn():
             up = f"{op.up}{_plus(op.up_bias)}"
-            gate = f"{op.activation}({op.gate}) * {up}" if op.gate else f"{op.activation}({up})"
+            act = f"{op.activation}>{op.threshold:g}" if op.threshold else op.activation
+            gate = f"{act}({op.gate}) * {up}" if op.gate else f"{act}({up})"
             norm = f", sub norm {op.sub_norm}" if op.sub_norm else ""
             down = f"down {op.down}{_plus(op.down_bias)}"
             return f"{op.out} = ffn {op.x}, {op.neurons} neurons, {gate}{norm}, {down}{_rounding(op)}"

@@ -178,12 +178,16 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation,threshold", [*((name, 0.0) for name in ACTIVATIONS), ("relu", 0.4)])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("normed", [True, False])
-def test_ffn(state: State, activation: Activation, gated: bool, normed: bool) -> None:
-    act = ACTIVATIONS[activation]
+def test_ffn(state: State, activation: Activation, gated: bool, normed: bool, threshold: float) -> None:
+    def act(x: float) -> float:
+        y = ACTIVATIONS[activation](x)
+        return 0.0 if 0 < y <= threshold else y
+
     op = Ffn("x", "out", Weight("up"), Weight("down"), NEURONS, activation, down_bias=Weight("bias"))
+    op = replace(op, threshold=threshold)
     if gated:
         op = replace(op, gate=Weight("gate"))
     else:

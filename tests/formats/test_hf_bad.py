@@ -88,6 +88,8 @@ def test_config_json(write_hf: Callable[..., Path], content: bytes, sentence: st
         ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps should be a number, not 'small'"),
         ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps should be a"),
         ("llama", {"hidden_act": "swiglu"}, "hidden_act is 'swiglu'; supported are silu"),
+        ("llama", {"hidden_act": "fatrelu"}, "hidden_act_param is missing"),
+        ("llama", {"hidden_act": "fatrelu", "hidden_act_param": -1}, "hidden_act_param should be a positive"),
         ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings should be true or false, not 'yes'"),
         ("llama", {"rope_theta": 0}, "rope_theta should be a positive number"),
         ("llama", {"rope_scaling": 4}, "rope_scaling should be a dictionary, not 4"),

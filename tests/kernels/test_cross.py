@@ -41,7 +41,7 @@ KERNELS = [
     "step/part=profile", "stream", "team_loop/part=run", "team_loop/part=work",
     "multiply/kind=int8", "multiply/kind=float", "quantize/planes=1", "quantize/planes=2",
     "quantize/planes=2,norm=1", "quantize/planes=1,rounding=int8", "round_rows",
-    *(f"elementwise/function={name}" for name in ("add", "scale", "softcap", *ACTIVATIONS)),
+    *(f"elementwise/function={name}" for name in ("above", "add", "scale", "softcap", *ACTIVATIONS)),
     *(f"linear_f/{form}" for form in FLOATS),
     *(f"linear_q/{form},planes=2" for form in QUANTIZED), f"linear_q/{QUANTIZED[0]},planes=1",
     f"linear_q/{QUANTIZED[0]},planes=2,gate=silu", "linear_f/kind=f16,gate=gelu_tanh",

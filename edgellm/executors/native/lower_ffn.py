@@ -16,6 +16,7 @@ from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.neuron_codes import SCALED, UNIT
 from edgellm.program import ops
 
+NO_THRESHOLD = -1e38  # of activations
 COLUMNS = 4  # number of the counter; those before are for rows
 
 
@@ -29,11 +30,15 @@ class FfnParts(Parts):
         if op.gate is not None:
             self._linear(op.x, "ffn.act", op.gate, None, rounding=op.rounding)
             self._show("ffn.act", op)
+            if op.threshold:
+                self._elementwise("above", "ffn.act", None, "ffn.act", op.threshold)
             self._linear(op.x, "ffn.act", op.up, op.up_bias, gate=op.activation, rounding=op.rounding)
         else:
             self._linear(op.x, "ffn.up", op.up, op.up_bias, rounding=op.rounding)
             self._show("ffn.up", op)
             self._elementwise(op.activation, "ffn.up", None, "ffn.act")
+            if op.threshold:
+                self._elementwise("above", "ffn.act", None, "ffn.act", op.threshold)
         self._linear(self._hidden(op), op.out, op.down, op.down_bias, add_to, rounding=op.rounding)
 
     def _hidden(self, op: ops.Ffn) -> str:
@@ -115,7 +120,7 @@ class FfnParts(Parts):
         act = self._space["ahead.act"]
         sparse.lists.set(
             NeuronAhead, sparse.lists.ahead_of[layer], FIRST=some[0], LAST=some[1], ACT=act.address,
-            THRESHOLD=sparse.threshold(layer),
+            THRESHOLD=max(following.threshold, sparse.threshold(layer)),
         )  # fmt: skip
         for instruction in self.result.instructions[begin:]:
             instruction.lone = True
@@ -146,7 +151,8 @@ class FfnParts(Parts):
         act, layer = self._space["ffn.act"], self._layer(op)
         sparse.lists.set(
             NeuronFire, sparse.lists.fire[layer, number], FIRST=part[0], LAST=part[1], ACT=act.address,
-            ACT_STRIDE=act.stride, THRESHOLD=sparse.threshold(layer),
+            ACT_STRIDE=act.stride,
+            THRESHOLD=0.0 if sparse.gates else max(op.threshold, sparse.threshold(layer)),
         )  # fmt: skip
         self._emit(sparse.fire_kernel, "NeuronFire", reads=[act], writes=["neurons"])
         self._hazards.ignore_reading(act)  # of its own part: the others go on with the next one's gate
@@ -192,7 +198,8 @@ class FfnParts(Parts):
             VECTOR=0 if role == "gate" else sparse.vector(role), WEIGHT_SCALE=layout.nbytes(role) - 4,
             ACT=act.address, ACT_STRIDE=act.stride,
             BIAS=0 if bias is None else self._vector(bias, op.neurons, 0.0),
-            FACTOR=float(weight.scale), NEXT=address(sparse.lists.next[counter]),
+            FACTOR=float(weight.scale), THRESHOLD=op.threshold or NO_THRESHOLD,
+            NEXT=address(sparse.lists.next[counter]),
         )  # fmt: skip
         self.result.instructions[-1].cost = Cost(f"neurons_{role}")
 
