@@ -178,7 +178,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("activation,threshold", [*((name, 0.0) for name in ACTIVATIONS), ("relu", 0.4)])
+@pytest.mark.parametrize(("activation", "threshold"), [*((name, 0.0) for name in ACTIVATIONS), ("relu", 0.4)])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("normed", [True, False])
 def test_ffn(state: State, activation: Activation, gated: bool, normed: bool, threshold: float) -> None:
