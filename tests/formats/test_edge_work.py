@@ -64,8 +64,8 @@ elif where == "checksums":
 elif where == "manifest":
     m._check_result = die
 elif where == "name":
-    place = m._put_in_place
-    m._put_in_place = lambda *args: (place(*args), die())
+    place = m.replace_folder
+    m.replace_folder = lambda *args: (place(*args), die())
 m.pack(open_checkpoint(Path(source)), Path(out), mode="sparse-exact")
 """
 
