@@ -123,7 +123,7 @@ class Neurons:
             self.windows = [
                 Window(layout.slots, self.capacity, self.policy.window) for _ in range(layout.layers)
             ]
-        # With a window it keeps nobody, and has room for none.
+        # Where there are windows it has nothing to keep.
         self.favourites = Favourites(
             layout.layers, layout.slots, 0 if self.windows else self.capacity, frequency, self.policy.fixed
         )
