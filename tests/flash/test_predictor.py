@@ -44,7 +44,12 @@ class Known:
         if activation == "relu":
             self.gates -= self.limit
         config = SimpleNamespace(
-            n_layers=LAYERS, ffn_size=NEURONS, hidden_size=HIDDEN, activation=activation, context_length=CHUNK
+            activation_threshold=0.0,
+            n_layers=LAYERS,
+            ffn_size=NEURONS,
+            hidden_size=HIDDEN,
+            activation=activation,
+            context_length=CHUNK,
         )
         self.checkpoint: Any = SimpleNamespace(path=Path("known.gguf"), config=config, files=())
         layout = SlotLayout(LAYERS, NEURONS, HIDDEN, {"up": "q8_0", "down": "q8_0"}, 512, 4)
