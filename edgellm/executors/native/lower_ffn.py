@@ -104,15 +104,12 @@ class FfnParts(Parts):
             return None
         weight = following.up if following.gate is None else following.gate
         norm = next((op for op in self._rest if isinstance(op, ops.Norm) and op.out == following.x), None)
-        packed = self._store[weight]
-        in_memory = not packed.parts or (len(packed.parts) == 1 and packed.parts[0].unit is None)
-        if norm is None or isinstance(packed.form, str) or not in_memory or following.rounding:
+        if norm is None or following.rounding or isinstance(self._store[weight].form, str):
             return None
-        self._emit_pending()
-        begin, layer = len(self.result.instructions), self._layer(following)
         x = self._space[norm.x]
-        if x.width != norm.width:
+        if x.width != norm.width or not self._in_one_piece(weight):
             return None
+        begin, layer = self._here(), self._layer(following)
         self._pending = self._norm_of(norm, x, self._write("ahead.x", x.width, private=True, lone=True))
         bias = following.up_bias if following.gate is None else None
         self._linear("ahead.x", "ahead.act", weight, bias, some=some, lone=True)
@@ -120,7 +117,7 @@ class FfnParts(Parts):
         act = self._space["ahead.act"]
         sparse.lists.set(
             NeuronAhead, sparse.lists.ahead_of[layer], FIRST=some[0], LAST=some[1], ACT=act.address,
-            THRESHOLD=max(following.threshold, sparse.threshold(layer)),
+            THRESHOLD=sparse.threshold(following),
         )  # fmt: skip
         for instruction in self.result.instructions[begin:]:
             instruction.lone = True
@@ -138,13 +135,18 @@ class FfnParts(Parts):
         """act = f(gate x), and who fires of it, in parts if all of the gate is in memory."""
         gate = op.up if op.gate is None else op.gate
         bias = op.up_bias if op.gate is None else None
-        pieces = self._store[gate].parts
-        whole = not pieces or (len(pieces) == 1 and pieces[0].unit is None)
-        parts: Sequence[tuple[int, int] | None] = sparse.parts if whole and len(sparse.parts) > 1 else [None]
+        parts: Sequence[tuple[int, int] | None] = [None]
+        if len(sparse.parts) > 1 and self._in_one_piece(gate):
+            parts = sparse.parts
         for i, part in enumerate(parts):
             self._linear(op.x, "ffn.act", gate, bias, rounding=op.rounding, some=part)
             self._elementwise(op.activation, "ffn.act", None, "ffn.act", some=part)
             self._fire(op, part or (0, op.neurons), i, sparse)
+
+    def _in_one_piece(self, weight: ops.Weight) -> bool:
+        """Whether all of a weight is in memory, so that some of its rows can be asked for."""
+        pieces = self._store[weight].parts
+        return not pieces or (len(pieces) == 1 and pieces[0].unit is None)
 
     def _fire(self, op: ops.Ffn, part: tuple[int, int], number: int, sparse: SparseFfn) -> None:
         """Find out who fires of a part of the neurons."""
@@ -152,7 +154,7 @@ class FfnParts(Parts):
         sparse.lists.set(
             NeuronFire, sparse.lists.fire[layer, number], FIRST=part[0], LAST=part[1], ACT=act.address,
             ACT_STRIDE=act.stride,
-            THRESHOLD=0.0 if sparse.gates else max(op.threshold, sparse.threshold(layer)),
+            THRESHOLD=0.0 if sparse.gates else sparse.threshold(op),
         )  # fmt: skip
         self._emit(sparse.fire_kernel, "NeuronFire", reads=[act], writes=["neurons"])
         self._hazards.ignore_reading(act)  # of its own part: the others go on with the next one's gate

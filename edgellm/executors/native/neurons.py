@@ -148,10 +148,11 @@ class SparseFfn:
         """Bytes from a neuron's address, as the lists have it, to one of its vectors."""
         return self.layout.offset(role) - self.layout.section_offset(section_of(role))
 
-    def threshold(self, layer: int) -> float:
+    def threshold(self, op: ops.Ffn) -> float:
         """Magnitudes of act(gate) up to this do not count as firing."""
         thresholds = self.bundle.thresholds
-        return 0.0 if thresholds is None else float(thresholds[layer])
+        assert op.layer is not None
+        return op.threshold if thresholds is None else max(op.threshold, float(thresholds[op.layer]))
 
     def memory_bytes(self, capacity: int) -> int:
         """What the neurons take with `capacity` slots of each layer in memory."""
