@@ -17,7 +17,7 @@ from edgellm.generate import Generation, Run, TokenHistory
 if TYPE_CHECKING:
     from edgellm.chat import ChatSession
     from edgellm.executors.base import Executor, Session
-    from edgellm.flash.neurons import Policy
+    from edgellm.flash.policies import Policy
     from edgellm.formats.checkpoint import Checkpoint
     from edgellm.program import Program
     from edgellm.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from edgellm.errors import EdgeError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgellm.flash.neurons import Policy
+    from edgellm.flash.policies import Policy
     from edgellm.model import Model
 
 
@@ -56,7 +56,7 @@ def policy_of(window: int | None, rung: str | None = None) -> Policy | None:
     """What --window and --rung ask for."""
     if window is None and rung is None:
         return None  # without importing what reads from flash
-    from edgellm.flash.neurons import POLICIES, Policy
+    from edgellm.flash.policies import POLICIES, Policy
 
     if rung is not None and rung not in POLICIES:
         raise EdgeError(f"There is no rung {rung!r}; choose one of {', '.join(POLICIES)}.")

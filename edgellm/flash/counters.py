@@ -59,3 +59,18 @@ class TokenLog:
                 "io": io, "memory": mean - io - compute, "compute": compute,
             },
         }  # fmt: skip
+
+
+@dataclass
+class NeuronStats:
+    """bytes and requests that were read; neurons that were needed, and those of them that were not in memory;
+    seconds that computation waited for reads, and that the bookkeeping took; and what of both was inside of
+    kernels."""
+
+    bytes: int = 0
+    reads: int = 0
+    needed: int = 0
+    missed: int = 0
+    wait_seconds: float = 0.0
+    memory_seconds: float = 0.0
+    kernel_seconds: float = 0.0

@@ -23,13 +23,14 @@ class Favourites:
     slots); step: what a token adds to the scores of its slots; bars: float64 (layers,), what a slot's score
     must exceed for it to stay. weakest: int64 (layers, 2 + WEAKEST), as layout.NeuronKeep has it.
     frequency: (layers, slots) share of tokens that need each slot, where it is known. fixed: nobody comes or
-    goes.
+    goes. lent: rows that may be taken back, the last ones.
     """
 
     def __init__(
-        self, layers: int, slots: int, capacity: int, frequency: np.ndarray | None = None, fixed: bool = False
-    ):
-        self.capacity, self._fixed = min(capacity, slots), fixed or capacity >= slots
+        self, layers: int, slots: int, capacity: int, frequency: np.ndarray | None = None,
+        fixed: bool = False, lent: int = 0,
+    ):  # fmt: skip
+        self.capacity, self._fixed = min(capacity, slots), fixed or capacity - lent >= slots
         self.row_of = np.full((layers, slots), -1, np.int64)
         self.pointer = np.full((layers, self.capacity), -1, np.int64)
         self.used = np.zeros(layers, np.int64)
@@ -48,6 +49,16 @@ class Favourites:
         self.row_of[layer, slots] = self.pointer[layer] = slots
         self.used[layer] = self.capacity
         return slots
+
+    def vacate(self, first: int, but: int | None = None) -> None:
+        """Empty the rows from `first` on, of all layers but one."""
+        for layer in range(len(self.used)):
+            if layer != but and self.used[layer] > first:
+                rows = self.pointer[layer, first : self.used[layer]]
+                self.row_of[layer, rows] = -1
+                rows[:] = -1
+                self.used[layer] = first
+                self.weakest[layer, 1] = self.weakest[layer, 0]  # they may be among these
 
     def advance(self) -> None:
         """Before a token, whose slots will have their scores raised by `step`."""

@@ -7,6 +7,7 @@ import numpy as np
 from edgellm.kernels.layout import (
     BATCHES,
     COUNTERS,
+    Counts,
     NeuronAhead,
     NeuronArrive,
     NeuronCheck,
@@ -25,9 +26,9 @@ class Lists:
     """Memory for one layer at a time, and the argument records of the kernels for all layers.
 
     here, arriving, all, gate_here, gate_arriving: int64, a count, then pairs of a neuron's number and its
-    address; fresh, hopeful: the same of slots. needed, missing: slots; counts: how many, and of reads; reads:
-    int64 (BATCHES, 3, neurons), offsets, lengths and places. coming: int64 (2, slots), where the slots of
-    even and odd layers are read ahead to; ahead: which these are; held: of which layers. See
+    address; fresh, hopeful: the same of slots. needed, missing: slots; counts: how many, see layout.Counts;
+    reads: int64 (BATCHES, 3, neurons), offsets, lengths and places. coming: int64 (2, slots), where the slots
+    of even and odd layers are read ahead to; ahead: which these are; held: of which layers. See
     layout.NeuronFire.
     fire: records of kernels/neuron_fire.py, (layers, PARTS, fields): the neurons of a layer are looked at in
     one part or in three. arrive, check, keep, ahead_of: of kernels/neuron_*.py, (layers, fields).
@@ -44,7 +45,7 @@ class Lists:
         self.gate_here, self.gate_arriving = int64(pairs), int64(pairs)
         self.fresh, self.hopeful = int64(pairs), int64(pairs)
         self.needed, self.missing = int64(neurons), int64(neurons)
-        self.counts, self.totals = int64(4), int64(len(Totals))
+        self.counts, self.totals = int64(len(Counts)), int64(len(Totals))
         self.reads, self.pending = int64(BATCHES, 3, neurons), int64(BATCHES)
         self.failed = int64(1 + BATCHES * neurons)
         self.coming, self.ahead = int64(2, neurons), int64(2, 1 + neurons)

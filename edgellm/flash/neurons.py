@@ -10,21 +10,24 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from edgellm.errors import EdgeError
+from edgellm.flash.counters import NeuronStats
 from edgellm.flash.favourites import HYSTERESIS, Favourites
 from edgellm.flash.lists import NOBODY, Lists, tell
 from edgellm.flash.merge import merge
+from edgellm.flash.policies import Policy, Rows
 from edgellm.flash.reader import Reader
 from edgellm.flash.ticket import Ticket
 from edgellm.flash.uring import Ring
 from edgellm.flash.window import Window
 from edgellm.formats.slots import SlotLayout
 from edgellm.kernels.layout import (
+    NO_READ,
     TAG_BITS,
+    Counts,
     NeuronAhead,
     NeuronCheck,
     NeuronFire,
@@ -33,57 +36,14 @@ from edgellm.kernels.layout import (
     Totals,
     align,
 )
-from edgellm.kernels.memory import address, reserve
+from edgellm.kernels.memory import address, give_back, reserve
 
 GAP = 40 << 10  # bytes between neighbours that are read along, where the device was not measured
 LONGEST = 1 << 20  # bytes of a read while the arenas are filled
 NUMBER = (1 << TAG_BITS) - 1
-AHEAD_SHARE = 16  # of a layer there is room for, when it is read ahead
+OVERFLOWS = 8  # tokens that needed the memory which was lent, until it is lent no more
+AREA_SHARE = 16  # of a layer there is room for, when neurons are read for a token
 Check = Callable[[int], None]  # a layer: compare its fresh slots' checksums
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How neurons come and go.
-
-    nothing_stays: every weight is read for every token, neuron or not. everything: all neurons are read that
-    are not in memory, needed or not. fixed: the first ones stay in memory, and nothing else does. apart: up
-    and down are read by a request each. merge: near neighbours are read together. window: tokens that a
-    neuron stays after it fired (window.py); None: the ones that fire most stay (favourites.py).
-    """
-
-    nothing_stays: bool = False
-    everything: bool = False
-    fixed: bool = False
-    apart: bool = False
-    merge: bool = True
-    window: int | None = None
-
-
-# The rungs of the ladder, as in table 2 of the paper.
-POLICIES = {
-    "naive": Policy(nothing_stays=True, everything=True, fixed=True),
-    "hybrid": Policy(everything=True, fixed=True),
-    "active": Policy(fixed=True, apart=True, merge=False),
-    "window": Policy(apart=True, merge=False),
-    "bundle": Policy(merge=False),
-    "merged": Policy(),
-}
-
-
-@dataclass
-class NeuronStats:
-    """bytes and requests that were read; neurons that were needed, and those of them that were not in memory;
-    seconds that computation waited for reads, and that the bookkeeping took; and what of both was inside of
-    kernels."""
-
-    bytes: int = 0
-    reads: int = 0
-    needed: int = 0
-    missed: int = 0
-    wait_seconds: float = 0.0
-    memory_seconds: float = 0.0
-    kernel_seconds: float = 0.0
 
 
 def _close(reader: Reader, ring: Ring | None) -> None:
@@ -95,17 +55,19 @@ def _close(reader: Reader, ring: Ring | None) -> None:
 class Neurons:
     """The neurons of all layers of a bundle.
 
-    capacity: slots of a layer that stay in memory. frequency: (layers, slots) share of tokens that need each.
+    rows: slots of a layer that stay in memory. frequency: (layers, slots) share of tokens that need each.
     gates: the section with the gates is needed too. sums: uint64 (layers, slots, 2), what is compared when a
     slot is read for the first time. gap: bytes that cost as much as a request of their own. ring: with which
     kernels read and wait by themselves; without one, fire() and arrive() have to be called. ahead: whether
-    they read a layer ahead.
+    they read a layer ahead. give_back: called before rows that were lent are used, after a step of several
+    tokens: what only these need is in memory no more.
     """
 
     def __init__(
-        self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, capacity: int,
+        self, reader: Reader, layout: SlotLayout, sums: np.ndarray, check: Check, rows: Rows,
         lists: Lists, gates: bool = False, policy: Policy | None = None, frequency: np.ndarray | None = None,
         gap: int = GAP, ring: Ring | None = None, ahead: bool = False,
+        give_back: Callable[[], None] = lambda: None,
     ):  # fmt: skip
         self.reader, self.layout, self.policy = reader, layout, policy or Policy()
         if layout.alignment % reader.alignment:
@@ -115,39 +77,47 @@ class Neurons:
             )
         self._sums, self._check, self._gates = np.ascontiguousarray(sums, np.uint64), check, gates
         self.row_bytes = layout.read_bytes(gates)
-        self.capacity = min(capacity, layout.slots)
+        self.rows, self._give_back, self._lending = rows, give_back, rows.lent > 0
+        self._overflows = 0
         self.lists, self._gap = lists, gap
         self._waited = self._moved = 0.0
         self.windows: list[Window] | None = None
         if self.policy.window is not None:
-            self.windows = [
-                Window(layout.slots, self.capacity, self.policy.window) for _ in range(layout.layers)
-            ]
+            self.windows = [Window(layout.slots, rows.own, self.policy.window) for _ in range(layout.layers)]
         # Where there are windows it has nothing to keep.
         self.favourites = Favourites(
-            layout.layers, layout.slots, 0 if self.windows else self.capacity, frequency, self.policy.fixed
-        )
+            layout.layers, layout.slots, 0 if self.windows else rows.all, frequency,
+            self.policy.fixed, rows.lent,
+        )  # fmt: skip
         self._checked = np.zeros((layout.layers, layout.slots), np.uint8)
         step = layout.alignment
-        arena = self.capacity * self.row_bytes
+        arena, lent = rows.own * self.row_bytes, rows.lent * self.row_bytes
         self._arena = reserve(layout.layers * arena + step, huge_pages=True, what="neurons")
         base = align(address(self._arena), step)
         self._arenas = [base + layer * arena for layer in range(layout.layers)]
-        staged = self._staging_bytes(layout, self.capacity, self.policy)
-        each = self._ahead_bytes(layout, gates) if ahead else 0
-        self._staging = reserve(staged + 2 * each + step, huge_pages=True, what="neurons on their way")
+        self._lent = reserve(layout.layers * lent + step, huge_pages=True, what="neurons")
+        base = align(address(self._lent), step)
+        self._lents = [base + layer * lent for layer in range(layout.layers)]
+        staged = self._staging_bytes(layout, rows.own, self.policy)
+        self._staging = reserve(staged + step, huge_pages=True, what="neurons of a prompt")
         self._staged = align(address(self._staging), step)
-        self._areas = [self._staged + staged, self._staged + staged + each]
+        each = self._landing_bytes(layout, gates) if ahead else 0
+        landing = self._landing_bytes(layout, gates) if rows.lent else 0
+        self._areas = reserve(landing + 2 * each + step, huge_pages=True, what="neurons on their way")
+        self._landing = align(address(self._areas), step)
+        if rows.lent:
+            lists.set(NeuronFire, lists.fire, LANDING=self._landing, LANDING_BYTES=landing)
         self._tickets: list[Ticket] = []
         self._ring = ring
         self._finalizer = weakref.finalize(self, _close, reader, ring)
         for layer in range(layout.layers):
-            self._tell_kernels(layer, each)
+            self._tell_kernels(layer, self._landing + landing + layer % 2 * each, each)
         if ring is not None:
             lists.set(NeuronQueue, lists.queue, FILE=reader.file, **ring.native)
 
-    def _tell_kernels(self, layer: int, ahead: int) -> None:
-        """Fill in what the kernels have to know of a layer. ahead: bytes that it may read ahead."""
+    def _tell_kernels(self, layer: int, area: int, ahead: int) -> None:
+        """Fill in what the kernels have to know of a layer. ahead: bytes that it may read ahead, to
+        `area`."""
         layout, lists, favourites = self.layout, self.lists, self.favourites
         gates = {}
         if self._gates:
@@ -155,21 +125,20 @@ class Neurons:
         row_of = address(self.windows[layer].row_of if self.windows else favourites.row_of[layer])
         scores, checked = address(favourites.score[layer]), address(self._checked[layer])
         rows = {"ROW_BYTES": self.row_bytes, "PER_SLOT": layout.per_slot, "ROW_OF": row_of}
+        arenas = {"ARENA": self._arenas[layer], "OWN": self.rows.own, "LENT": self._lents[layer]}
         file = {
             "STRIDE": layout.stride, "LAYER_OFFSET": layout.layer_offset(layer),
             "GAP": self._gap if self.policy.merge else -1,
         }  # fmt: skip
         lists.set(
-            NeuronFire, lists.fire[layer], NEURON_BYTES=layout.neuron_bytes(0), ARENA=self._arenas[layer],
-            STAGED=self._staged, SCORES=scores, CHECKED=checked, **rows, **file, **gates,
+            NeuronFire, lists.fire[layer], NEURON_BYTES=layout.neuron_bytes(0), STAGED=self._staged,
+            SCORES=scores, CHECKED=checked, **rows, **arenas, **file, **gates,
         )  # fmt: skip
-        lists.set(
-            NeuronAhead, lists.ahead_of[layer], AREA=self._areas[layer % 2], AREA_BYTES=ahead, **rows, **file
-        )
+        lists.set(NeuronAhead, lists.ahead_of[layer], AREA=area, AREA_BYTES=ahead, **rows, **file)
         lists.set(
             NeuronKeep, lists.keep[layer], WEAKEST=address(favourites.weakest[layer]), SCORES=scores,
             POINTER=address(favourites.pointer[layer]), NUM_USED=address(favourites.used[layer:]),
-            CAPACITY=favourites.capacity, ARENA=self._arenas[layer], HYSTERESIS=HYSTERESIS, **rows,
+            CAPACITY=favourites.capacity, HYSTERESIS=HYSTERESIS, **rows, **arenas,
         )  # fmt: skip
         more = {}
         if self._gates:
@@ -185,18 +154,19 @@ class Neurons:
         return layout.layer_bytes if capacity < layout.slots or policy.window is not None else 0
 
     @staticmethod
-    def _ahead_bytes(layout: SlotLayout, gates: bool) -> int:
+    def _landing_bytes(layout: SlotLayout, gates: bool) -> int:
         row = layout.read_bytes(gates)
-        return align(-(-layout.layer_bytes // AHEAD_SHARE), row)
+        return align(-(-layout.layer_bytes // AREA_SHARE), row)
 
     @staticmethod
     def memory_bytes(
         layout: SlotLayout, capacity: int, gates: bool, policy: Policy, ahead: bool = False
     ) -> int:
-        """What arenas of `capacity` slots, staging and lists take."""
+        """What arenas of `capacity` slots, staging and lists take. ahead: neurons are read ahead, and may be
+        lent memory."""
         staging = Neurons._staging_bytes(layout, capacity, policy)
         if ahead and staging:
-            staging += 2 * Neurons._ahead_bytes(layout, gates)
+            staging += 3 * Neurons._landing_bytes(layout, gates)
         return layout.layers * capacity * layout.read_bytes(gates) + staging + Lists.nbytes(layout.neurons)
 
     def load(self) -> None:
@@ -204,15 +174,20 @@ class Neurons:
         layout = self.layout
         for layer in range(layout.layers):
             if self.windows:
-                slots = self.windows[layer].preload(self.capacity)
+                slots = self.windows[layer].preload(self.rows.own)
             else:
                 slots = self.favourites.preload(layer)
             offsets = layout.layer_offset(layer) + slots * layout.stride
-            places = self._arenas[layer] + slots * self.row_bytes
+            places = np.where(
+                slots < self.rows.own,
+                self._arenas[layer] + slots * self.row_bytes,
+                self._lents[layer] + (slots - self.rows.own) * self.row_bytes,
+            )
             if self.row_bytes == layout.stride and len(slots):
                 each = max(1, LONGEST // layout.stride)
-                lengths = np.diff(np.append(slots[::each], len(slots))) * layout.stride
-                self.reader.read(offsets[::each], lengths, places[::each])
+                firsts = np.union1d(slots[::each], slots[self.rows.own : self.rows.own + 1])
+                lengths = np.diff(np.append(firsts, len(slots))) * layout.stride
+                self.reader.read(offsets[firsts], lengths, places[firsts])
             elif len(slots):
                 self.reader.read(offsets, np.full(len(slots), self.row_bytes), places)
             tell(self.lists.fresh, slots, places)
@@ -222,8 +197,11 @@ class Neurons:
     # -- a step ------------------------------------------------------------------------------------
 
     def begin(self, many: bool) -> None:
-        """Before a step. many: of several tokens, which change nothing of what stays in memory."""
+        """Before a step. many: of several tokens, which change nothing of what stays in memory but for
+        taking back what was lent."""
         favourites = self.favourites
+        if self.rows.lent:
+            self._lend(not many and self._overflows < OVERFLOWS)
         if not many and not self.windows:
             favourites.advance()
         if many:  # nobody may stay
@@ -236,7 +214,7 @@ class Neurons:
         memory. many: for several tokens."""
         begin = time.perf_counter()
         lists = self.lists
-        _, missing, reads, _ = lists.counts.tolist()
+        missing, reads = lists.counts[[Counts.MISSING, Counts.READS]].tolist()
         if self.windows and not many:
             self._to_rows(layer, self.windows[layer])
         elif self.policy.everything or self.policy.apart:
@@ -270,8 +248,12 @@ class Neurons:
             lists.pending -= np.bincount(kinds, minlength=len(lists.pending))
             tags.append(found[results != lists.reads[kinds, 1, numbers]])
         again = np.concatenate(tags)
-        never = np.arange(lists.counts[3], lists.counts[2])  # there was no room for them
-        lists.counts[3] = lists.counts[2]
+        counts = lists.counts  # of reads, some may not have been started, for want of room
+        never = np.arange(counts[Counts.SUBMITTED], counts[Counts.READS])
+        counts[Counts.SUBMITTED] = counts[Counts.READS]
+        if counts[Counts.UNPLACED] != NO_READ and self._lending:
+            self._overflows += 1
+            self._take_back(but=int(counts[Counts.LAYER]))
         kinds = np.append(again >> TAG_BITS, np.zeros_like(never))
         numbers = np.append(again & NUMBER, never)
         offsets, lengths, places = lists.reads[kinds, :, numbers].T
@@ -314,6 +296,33 @@ class Neurons:
     def close(self) -> None:
         """Wait for what is being read, and close the files."""
         self._finalizer()
+
+    # -- memory that prompts need --------------------------------------------------------------------
+
+    def _lend(self, now: bool) -> None:
+        """Whether rows are lent. They are empty at first: who is missing comes to stay."""
+        lists = self.lists
+        lists.set(NeuronFire, lists.fire, LANDING=self._landing if now else 0)
+        if not now and (self.favourites.used > self.rows.own).any():
+            self._take_back()
+        elif now and not self._lending:
+            give_back(self._staging)
+            self._give_back()
+            lists.set(NeuronKeep, lists.keep, CAPACITY=self.rows.all)
+            self._lending = True
+
+    def _take_back(self, but: int | None = None) -> None:
+        """Empty what was lent. but: to this layer, of which a step has begun."""
+        own, lents = self.rows.own, self._lent[self._lents[0] - address(self._lent) :]
+        self.favourites.vacate(own, but)
+        each = self.rows.lent * self.row_bytes
+        if but is None:
+            give_back(lents)
+        else:
+            give_back(lents[: but * each])
+            give_back(lents[(but + 1) * each :])
+        self.lists.set(NeuronKeep, self.lists.keep, CAPACITY=own)
+        self._lending = False
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -385,5 +394,5 @@ class Neurons:
         totals[Totals.READS] += len(lengths)
 
     def _move(self, layer: int, source: int, target: int) -> None:
-        rows = self._image(self._arena, self._arenas[layer], self.capacity, self.row_bytes)
+        rows = self._image(self._arena, self._arenas[layer], self.rows.own, self.row_bytes)
         rows[target] = rows[source]

@@ -32,8 +32,9 @@ class Prediction:
 @dataclass(frozen=True)
 class NeuronPlan:
     """Slots of neurons: `slots` in each of `layers` layers, `capacity` of them in memory. slot_bytes: of a
-    read; memory_bytes: what they take. active, missing: slots that a token is expected to need, and to have
-    to read; None where that is not known."""
+    read; memory_bytes: what they take; lent_bytes: and of what prompts need, while tokens come one by one.
+    active, missing: slots that a token is expected to need, and to have to read; None where that is not
+    known."""
 
     mode: str
     layers: int
@@ -41,6 +42,7 @@ class NeuronPlan:
     capacity: int
     slot_bytes: int
     memory_bytes: int
+    lent_bytes: int
     active: float | None
     missing: float | None
 
@@ -135,6 +137,7 @@ class Plan:
         if neurons is not None:
             residency |= {
                 "neurons_bytes": neurons.memory_bytes,
+                "neurons_lent_bytes": neurons.lent_bytes,
                 "neurons_in_slots_bytes": neurons.nbytes,
             }
             found["neurons"] = {

@@ -102,22 +102,28 @@ BATCHES, TAG_BITS = 3, 32  # of reads, see NeuronQueue; a tag is the batch, and 
 # of all that fire, of those whose slots are in memory and of the others; GATE_*: the same with the addresses
 # of gates, GATE_OFFSET bytes into a slot and GATE_BYTES apart, where there are any. APPEND: 1 to go on with
 # what is there. ALL is kept ascending. NEXT: counters to set to 0, as in NeuronRows.
-# A slot has PER_SLOT neurons NEURON_BYTES apart; ROW_OF: int64 (slots,), its row of ROW_BYTES in ARENA or
-# -1. Then, if HELD points at this LAYER, COMING, int64 (slots,), is where it is being read to already; or 0,
-# which means that it is to be read to its place in STAGED, STRIDE bytes apart, from LAYER_OFFSET in the file.
-# SCORES: float64 (slots,), which grow by STEP; BAR: what they must exceed to stay; float64. CHECKED: a byte
-# for each slot.
+# A slot has PER_SLOT neurons NEURON_BYTES apart; ROW_OF: int64 (slots,), its row of ROW_BYTES or -1. The
+# first OWN rows are in ARENA, the others in LENT. Without a row, if HELD points at this LAYER, COMING, int64
+# (slots,), is where it is being read to already; or 0, which means that it is to be read, from LAYER_OFFSET
+# in the file on, slots STRIDE bytes apart: to LANDING, one behind the other; what finds no room in its
+# LANDING_BYTES, and all if LANDING is 0, to its place in STAGED, which is as the file is. SCORES: float64
+# (slots,), which grow by STEP; BAR: what they must exceed to stay; float64. CHECKED: a byte for each slot.
 # Results: NEEDED, MISSING: int64, slots of neurons that fire, and those of them that are not in memory;
 # HOPEFUL, FRESH: int64, a count, then pairs of a slot and its address: those of the missing ones that may
-# stay, and those that are not CHECKED yet. COUNTS: int64, how many are needed, missing, reads, and reads
-# that were submitted. The reads are batch 0 of QUEUE, a NeuronQueue, with at most GAP bytes between what is
-# wanted. TOTALS: int64, see Totals.
+# stay, and those that are not CHECKED yet. COUNTS: see Counts. The reads are batch 0 of QUEUE, a NeuronQueue,
+# with at most GAP bytes between what is wanted; those that found no room in LANDING are not submitted.
+# TOTALS: int64, see Totals.
 NeuronFire = slots(
     "NeuronFire",
     "FIRST LAST APPEND ACT ACT_STRIDE THRESHOLD MASK ALL HERE ARRIVING GATE_HERE GATE_ARRIVING GATE_OFFSET "
-    "GATE_BYTES NEXT PER_SLOT NEURON_BYTES ROW_OF ARENA ROW_BYTES HELD LAYER COMING STAGED STRIDE "
-    "LAYER_OFFSET SCORES STEP BAR CHECKED NEEDED MISSING HOPEFUL FRESH COUNTS GAP QUEUE TOTALS",
+    "GATE_BYTES NEXT PER_SLOT NEURON_BYTES ROW_OF ARENA OWN LENT ROW_BYTES HELD LAYER COMING LANDING "
+    "LANDING_BYTES STAGED STRIDE LAYER_OFFSET SCORES STEP BAR CHECKED NEEDED MISSING HOPEFUL FRESH COUNTS "
+    "GAP QUEUE TOTALS",
 )
+# Of a layer so far, int64: slots that are needed, and missing; reads, and those that were submitted; bytes
+# that landed; the first read that found no room there, or NO_READ; and the layer.
+Counts = slots("Counts", "NEEDED MISSING READS SUBMITTED LANDED UNPLACED LAYER")
+NO_READ = 1 << 62
 # Slots of neurons FIRST to LAST of LAYER whose guessed activations ACT, one row of float32, are above
 # THRESHOLD are read to AREA, as batch KIND of QUEUE, one behind the other; the other fields as of NeuronFire.
 # SLOTS: int64, a count, then slots, for which COMING is not 0. HELD: int64, the layer that all this is of.
@@ -128,12 +134,12 @@ NeuronAhead = slots(
 )
 # Batches 0 and AHEAD of QUEUE are waited for. COUNTS as of NeuronFire. STOP: int64, set to 1 if that fails.
 NeuronArrive = slots("NeuronArrive", "QUEUE AHEAD COUNTS STOP TOTALS")
-# HOPEFUL as of NeuronFire. NUM_USED: int64, rows in use of the CAPACITY in ARENA; POINTER: int64, the slot in
-# each. WEAKEST: int64, a count, how many of them are done with, and the rows to give away, best first.
-# HYSTERESIS: float64, times as popular a newcomer must be.
+# HOPEFUL, ARENA, OWN, LENT as of NeuronFire. NUM_USED: int64, rows in use of CAPACITY; POINTER: int64, the
+# slot in each. WEAKEST: int64, a count, how many of them are done with, and the rows to give away, best
+# first. HYSTERESIS: float64, times as popular a newcomer must be.
 NeuronKeep = slots(
     "NeuronKeep",
-    "HOPEFUL WEAKEST SCORES ROW_OF POINTER NUM_USED MASK PER_SLOT NEURONS ROW_BYTES CAPACITY ARENA "
+    "HOPEFUL WEAKEST SCORES ROW_OF POINTER NUM_USED MASK PER_SLOT NEURONS ROW_BYTES CAPACITY ARENA OWN LENT "
     "HYSTERESIS TOTALS",
 )
 # FRESH as of NeuronFire: slots whose first BYTES, and MORE_BYTES from MORE on, have the checksums SUMS,

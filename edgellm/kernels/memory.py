@@ -86,23 +86,40 @@ def release_pages(view: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED, first, length)
 
 
+def give_back(view: np.ndarray) -> None:
+    """Let the system have the pages that lie wholly inside `view`, of memory that came from reserve(): their
+    content is lost, and who touches them finds zeros. Does nothing where the system has no such advice."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = -(-address(view) // mmap.PAGESIZE) * mmap.PAGESIZE
+    _drop(start, (address(view) + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE)
+
+
 def release_code(library: str) -> int:
-    """Drop the pages of the machine code of a shared library of this name; who calls it reads them again.
-    Returns their bytes; 0 where the system does not tell what is mapped, or has no such advice."""
-    maps = Path("/proc/self/maps")
+    """Drop the pages of the code and the constants of a shared library of this name; who needs them reads
+    them again. Returns the bytes that are mapped; 0 where the system does not tell what is, or has no such
+    advice."""
+    maps = Path("/proc/self/smaps")
     if not maps.exists() or not hasattr(mmap, "MADV_DONTNEED"):
         return 0
+    dropped, span = 0, (0, 0)
+    for line in maps.read_text().splitlines():
+        first, *rest = line.split(maxsplit=5)
+        if "-" in first:
+            ours = len(rest) == 5 and rest[4].rpartition("/")[2].startswith(library)
+            low, high = (int(part, 16) for part in first.split("-"))
+            span = (low, high) if ours and rest[0] in ("r-xp", "r--p") else (0, 0)
+        elif first == "Anonymous:" and rest[0] == "0":  # relocations are no copy of the file
+            dropped += span[1] - span[0]
+            _drop(*span)
+    return dropped
+
+
+def _drop(start: int, end: int) -> None:
     libc = ctypes.CDLL(None)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    dropped = 0
-    for line in maps.read_text().splitlines():
-        span, permissions, *_, name = line.split(maxsplit=5)
-        if permissions != "r-xp" or not name.rpartition("/")[2].startswith(library):
-            continue  # what may have been written to, as relocations are, is no copy of the file
-        start, end = (int(part, 16) for part in span.split("-"))
-        if libc.madvise(start, end - start, mmap.MADV_DONTNEED) == 0:
-            dropped += end - start
-    return dropped
+    if end > start:
+        libc.madvise(start, end - start, mmap.MADV_DONTNEED)
 
 
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

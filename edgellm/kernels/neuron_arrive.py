@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgellm.kernels.clock import make_clock
+from edgellm.kernels.layout import Counts, NeuronQueue, Totals
 from edgellm.kernels.layout import NeuronArrive as Arg
-from edgellm.kernels.layout import NeuronQueue, Totals
 from edgellm.kernels.neuron_queue import wait
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import i64_at
@@ -28,7 +28,8 @@ def build(target: Target) -> Callable[..., None]:
             whole = wait(queue, 0) and wait(queue, kind)
             i64_at(a[Arg.TOTALS])[Totals.WAITED] += clock() - begin
         counts = i64_at(a[Arg.COUNTS])
-        if not whole or counts[3] < counts[2] or i64_at(i64_at(queue)[NeuronQueue.FAILED])[0] > 0:
+        started = counts[Counts.SUBMITTED] == counts[Counts.READS]
+        if not whole or not started or i64_at(i64_at(queue)[NeuronQueue.FAILED])[0] > 0:
             stop[0] = 1
 
     return neuron_arrive

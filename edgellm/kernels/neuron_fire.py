@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgellm.kernels.layout import COUNTERS, NeuronQueue, State, Totals
+from edgellm.kernels.layout import COUNTERS, NO_READ, Counts, NeuronQueue, State, Totals
 from edgellm.kernels.layout import NeuronFire as Arg
+from edgellm.kernels.neuron_keep import place_of
 from edgellm.kernels.neuron_queue import submit
 from edgellm.kernels.simd.level import Target
 from edgellm.kernels.simd.scalar import f32_at, f64_at, helper, i64_at, u8_at
@@ -52,18 +53,24 @@ def build(target: Target, submits: int = 0) -> Callable[..., None]:
         offsets, lengths, places = i64_at(batches[0]), i64_at(batches[1]), i64_at(batches[2])
         per_slot, row_bytes, stride = a[Arg.PER_SLOT], a[Arg.ROW_BYTES], a[Arg.STRIDE]
         begin, gap = a[Arg.LAYER_OFFSET], a[Arg.GAP]
+        landing, room = a[Arg.LANDING], a[Arg.LANDING_BYTES]
         step, bar, gates = f64_at(args)[Arg.STEP], f64_at(args)[Arg.BAR], a[Arg.GATE_OFFSET] != 0
         hopeful, fresh, checked = i64_at(a[Arg.HOPEFUL]), i64_at(a[Arg.FRESH]), u8_at(a[Arg.CHECKED])
         coming, held = i64_at(a[Arg.COMING]), i64_at(a[Arg.HELD])[0] == a[Arg.LAYER]
         if a[Arg.APPEND] == 0:
             all_[0] = here[0] = arriving[0] = hopeful[0] = fresh[0] = 0
-            counts[0] = counts[1] = counts[2] = counts[3] = 0
+            for i in range(Counts.UNPLACED):
+                counts[i] = 0
+            counts[Counts.UNPLACED], counts[Counts.LAYER] = NO_READ, a[Arg.LAYER]
             if gates:
                 gate_here[0] = gate_arriving[0] = 0
             for i in range(COUNTERS):
                 i64_at(a[Arg.NEXT])[8 * i] = 0
         n_all, n_here, n_arriving = all_[0], here[0], arriving[0]
-        n_needed, n_missing, reads, submitted = counts[0], counts[1], counts[2], counts[3]
+        n_needed, n_missing = counts[Counts.NEEDED], counts[Counts.MISSING]
+        reads, submitted = counts[Counts.READS], counts[Counts.SUBMITTED]
+        landed, unplaced = counts[Counts.LANDED], counts[Counts.UNPLACED]
+        known = reads
         place = n_all
         if n_all > 0 and all_[1] > first:  # these belong in front: the order decides how results are rounded
             new = 0
@@ -84,19 +91,27 @@ def build(target: Target, submits: int = 0) -> Callable[..., None]:
                 row = row_of[slot]
                 present = row >= 0
                 if present:
-                    base = a[Arg.ARENA] + row * row_bytes
+                    base = place_of(row, a[Arg.ARENA], a[Arg.OWN], a[Arg.LENT], row_bytes)
                 else:
                     missing[n_missing] = slot
                     n_missing += 1
                     base = coming[slot] if held else 0
                     if base == 0:
-                        base = a[Arg.STAGED] + slot * stride
-                        at = begin + slot * stride
-                        near = False
-                        if reads > submitted and at >= offsets[reads - 1]:
-                            near = at - (offsets[reads - 1] + lengths[reads - 1]) <= gap
+                        at, more, near = begin + slot * stride, row_bytes, False
+                        if reads > known and at >= offsets[reads - 1]:
+                            end = offsets[reads - 1] + lengths[reads - 1]
+                            near = at - end <= gap
+                            more = at + row_bytes - end if near else row_bytes
+                        if unplaced == NO_READ and landing != 0:
+                            landed += more
+                            if landed > room:
+                                unplaced, near = reads, False
+                        if landing == 0 or unplaced != NO_READ:
+                            base = a[Arg.STAGED] + slot * stride
+                        else:
+                            base = landing + landed - row_bytes
                         if near:
-                            lengths[reads - 1] = at + row_bytes - offsets[reads - 1]
+                            lengths[reads - 1] += more
                         else:
                             offsets[reads], lengths[reads], places[reads] = at, row_bytes, base
                             reads += 1
@@ -124,13 +139,14 @@ def build(target: Target, submits: int = 0) -> Callable[..., None]:
         if gates:
             gate_here[0], gate_arriving[0] = n_here, n_arriving
         totals = i64_at(a[Arg.TOTALS])
-        totals[Totals.NEEDED] += n_needed - counts[0]
-        totals[Totals.MISSED] += n_missing - counts[1]
-        counts[0], counts[1], counts[2] = n_needed, n_missing, reads
+        totals[Totals.NEEDED] += n_needed - counts[Counts.NEEDED]
+        totals[Totals.MISSED] += n_missing - counts[Counts.MISSING]
+        counts[Counts.NEEDED], counts[Counts.MISSING], counts[Counts.READS] = n_needed, n_missing, reads
+        counts[Counts.LANDED], counts[Counts.UNPLACED] = landed, unplaced
         if submits:
-            for i in range(submitted, reads):
+            for i in range(known, reads):
                 totals[Totals.BYTES] += lengths[i]
-            totals[Totals.READS] += reads - submitted
-            counts[3] = submit(a[Arg.QUEUE], 0, submitted, reads)
+            totals[Totals.READS] += reads - known
+            counts[Counts.SUBMITTED] = submit(a[Arg.QUEUE], 0, submitted, min(reads, unplaced))
 
     return neuron_fire

@@ -23,6 +23,12 @@ def _busy(mask, slot, per_slot, neurons):  # type: ignore[no-untyped-def]
     return found
 
 
+@helper
+def place_of(row, arena, own, lent, row_bytes):  # type: ignore[no-untyped-def]
+    """Address of a row of a layer's: the first `own` are in its arena, the others are lent to it."""
+    return arena + row * row_bytes if row < own else lent + (row - own) * row_bytes
+
+
 def build(target: Target) -> Callable[..., None]:
     """The kernel neuron_keep. The first thread does it; nobody reads the rows that are written."""
     clock = make_clock(target)
@@ -55,7 +61,8 @@ def build(target: Target) -> Callable[..., None]:
                     continue
                 weakest[1] += 1
                 row_of[slot_in[row]] = -1
-            to, words = i64_at(a[Arg.ARENA] + row * row_bytes), i64_at(source)
+            to = i64_at(place_of(row, a[Arg.ARENA], a[Arg.OWN], a[Arg.LENT], row_bytes))
+            words = i64_at(source)
             for w in range(row_bytes // 8):
                 to[w] = words[w]
             slot_in[row], row_of[slot] = slot, row

@@ -29,7 +29,7 @@ def bundle(tmp_path: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr(flash_bench, "flash_device", lambda: quick)
     monkeypatch.setenv("EDGELLM_PACKED", "on")
     monkeypatch.setattr(packed_file, "pack_path", lambda path: tmp_path / "a.edgepack")
-    monkeypatch.setattr(SparseFfn, "capacity", lambda self, nbytes: 24)
+    monkeypatch.setattr(SparseFfn, "_most", lambda self, nbytes: 24)
     monkeypatch.chdir(tmp_path)
     checkpoint = open_checkpoint(shipped)
     shape = (checkpoint.config.n_layers, checkpoint.config.ffn_size)

@@ -13,10 +13,13 @@ from edgellm.errors import EdgeError
 from edgellm.executors.native import NativeExecutor, neurons
 from edgellm.executors.native.neurons import SparseFfn
 from edgellm.executors.native.session import NativeSession
-from edgellm.flash.neurons import POLICIES, Neurons, NeuronStats, Policy
+from edgellm.flash.counters import NeuronStats
+from edgellm.flash.neurons import OVERFLOWS, Neurons
+from edgellm.flash.policies import POLICIES, Policy, Rows
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.edge_pack import pack
-from edgellm.kernels.layout import NeuronQueue
+from edgellm.kernels.layout import Counts, NeuronQueue
+from edgellm.kernels.team import Team
 from edgellm.models import build_program
 from tools.synthetic.shapes import SHAPES
 from tools.synthetic.write import write
@@ -45,13 +48,16 @@ def ternary(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Path:
 
 @pytest.fixture
 def capacity(monkeypatch: pytest.MonkeyPatch):
-    """capacity(n): from now on n slots of each layer stay in memory."""
+    """capacity(n, lent): from now on n slots of each layer stay in memory, and some more when there is no
+    prompt."""
 
-    def fix(slots: int) -> None:
+    def fix(slots: int, lent: int = 0) -> None:
         open_neurons = SparseFfn.open
-        monkeypatch.setattr(
-            SparseFfn, "open", lambda self, team, kernel, _: open_neurons(self, team, kernel, slots)
-        )
+
+        def opened(self: SparseFfn, team: Team, kernel: int, _: Rows, back: Callable[[], None]) -> Neurons:
+            return open_neurons(self, team, kernel, Rows(min(slots, self.layout.slots), lent), back)
+
+        monkeypatch.setattr(SparseFfn, "open", opened)
 
     return fix
 
@@ -167,7 +173,7 @@ def test_reading_ahead_changes_no_bit(folder: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("EDGELLM_PACKED", "on")
     monkeypatch.setattr(packed_file, "pack_path", lambda path: tmp_path / "a.edgepack")
     monkeypatch.setattr(neurons, "LEAST_TO_SPLIT", 0)
-    monkeypatch.setattr(SparseFfn, "capacity", lambda self, nbytes: 40)
+    monkeypatch.setattr(SparseFfn, "rows", lambda self, nbytes, prompts: Rows(40, 20))
     monkeypatch.setattr(budgeted, "resident_bytes", lambda: 0)
     expected, _ = greedy(folder / "relu.edge", 20)
     checkpoint = open_checkpoint(folder / "relu.edge")
@@ -186,6 +192,55 @@ def test_reading_ahead_changes_no_bit(folder: Path, tmp_path: Path, monkeypatch:
     assert executor._sparse.stats.missed > 0
     assert lists.held.tolist() == [2, 3]  # of four layers, the last ones that were read ahead
     assert (lists.ahead[:, 0] > 0).all()
+
+
+@pytest.mark.parametrize("lent", [30, 300])
+@pytest.mark.parametrize("room", [1, 16, 1000])
+def test_memory_of_prompts_is_lent(
+    folder: Path, capacity, monkeypatch: pytest.MonkeyPatch, lent: int, room: int
+) -> None:
+    """Prompts take it back; so do tokens that miss more than there is room for, a `room`th of a layer."""
+
+    def several() -> tuple[np.ndarray, list[int], NeuronStats]:
+        checkpoint = open_checkpoint(folder / "relu.edge")
+        executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)
+        session, used = executor.new_session(CONTEXT), []
+        assert executor._sparse is not None
+        assert executor._sparse.neurons is not None
+        favourites = executor._sparse.neurons.favourites
+        found = [session.decode(5)]
+        for count in (3, 30):
+            found.append(session.prefill(PROMPT[:count]))
+            used.append(int(favourites.used.max()))
+            for _ in range(12):
+                found.append(session.decode(int(found[-1].argmax())))
+            used.append(int(favourites.used.min()))
+        executor.close()
+        return np.array(found), used, executor._sparse.stats
+
+    expected, _, stats = several()
+    capacity(100, lent)
+    monkeypatch.setattr("edgellm.flash.neurons.AREA_SHARE", room)
+    mend, mended = Neurons.mend, []
+
+    def noted(self: Neurons) -> None:
+        mended.append(int(self.lists.counts[Counts.LAYER]))
+        mend(self)
+        assert (self.favourites.used <= 100).sum() >= 3  # of four layers
+        assert not self._lending
+
+    monkeypatch.setattr(Neurons, "mend", noted)
+    found, used, some = several()
+    assert (found == expected).all()
+    assert some.needed == stats.needed
+    assert some.missed > 0
+    assert used[0] == used[2] == 100
+    if room == 1:
+        assert min(used[1], used[3]) > 100
+    elif room == 1000:
+        assert used[3] == 100
+    # Of four layers each, then it is not tried again.
+    assert len(mended) in {1: [0], 16: range(1, 4 * OVERFLOWS + 1), 1000: [4 * OVERFLOWS]}[room]
 
 
 def test_without_io_uring_the_same_comes_out(folder: Path, capacity, monkeypatch: pytest.MonkeyPatch) -> None:

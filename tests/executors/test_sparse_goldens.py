@@ -12,6 +12,7 @@ import pytest
 from edgellm.executors.native import NativeExecutor
 from edgellm.executors.native.neurons import SparseFfn
 from edgellm.executors.reference import ReferenceExecutor
+from edgellm.flash.policies import Rows
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.edge_pack import pack
 from edgellm.models import build_program
@@ -65,7 +66,11 @@ def test_logits_are_those_of_the_reference(
     pack(open_checkpoint(source), tmp_path / "m.edge", mode="sparse-exact")
     open_neurons = SparseFfn.open
     monkeypatch.setattr(
-        SparseFfn, "open", lambda self, team, kernel, _: open_neurons(self, team, kernel, capacity)
+        SparseFfn,
+        "open",
+        lambda self, team, kernel, _, give_back: open_neurons(
+            self, team, kernel, Rows(min(capacity, self.layout.slots)), give_back
+        ),
     )
     checkpoint = open_checkpoint(tmp_path / "m.edge")
     program = build_program(checkpoint, 64)

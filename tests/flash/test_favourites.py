@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.flash.favourites import HYSTERESIS, WEAKEST, Favourites
+from edgellm.flash.favourites import EVERY, HYSTERESIS, WEAKEST, Favourites
 from edgellm.flash.lists import Lists, tell
 from edgellm.kernels.compile import load_kernels
 from edgellm.kernels.layout import NeuronKeep
@@ -13,7 +13,7 @@ from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import host_target
 from edgellm.kernels.team import call_kernel
 
-SLOTS, CAPACITY, ROW = 300, 75, 8
+SLOTS, CAPACITY, ROW, OWN = 300, 75, 8, 60  # the other rows are lent
 
 
 def run(keeper: Favourites, tokens: list[np.ndarray]) -> list[float]:
@@ -23,10 +23,12 @@ def run(keeper: Favourites, tokens: list[np.ndarray]) -> list[float]:
     arena, content = np.zeros(max(1, keeper.capacity), np.int64), np.arange(SLOTS)
     row_of, pointer, score = keeper.row_of[0], keeper.pointer[0], keeper.score[0]
     arena[: keeper.used[0]] = pointer[: keeper.used[0]]
+    arena, lent = arena[:OWN].copy(), arena[OWN:].copy()
     lists.set(
         NeuronKeep, lists.keep[0], WEAKEST=address(keeper.weakest), SCORES=address(score), MASK=address(mask),
         ROW_OF=address(row_of), POINTER=address(pointer), NUM_USED=address(keeper.used), PER_SLOT=1,
-        ROW_BYTES=ROW, CAPACITY=keeper.capacity, ARENA=address(arena), HYSTERESIS=HYSTERESIS,
+        ROW_BYTES=ROW, CAPACITY=keeper.capacity, ARENA=address(arena), OWN=OWN, LENT=address(lent),
+        HYSTERESIS=HYSTERESIS,
     )  # fmt: skip
     missed = []
     for needed in tokens:
@@ -46,7 +48,7 @@ def run(keeper: Favourites, tokens: list[np.ndarray]) -> list[float]:
         assert len(set(held)) == len(held)
         assert (row_of[held] == np.arange(len(held))).all()
         assert (row_of >= 0).sum() == len(held)
-        assert (arena[: len(held)] == held).all()
+        assert (np.append(arena, lent)[: len(held)] == held).all()
     return missed
 
 
@@ -92,6 +94,36 @@ def test_nobody_comes_where_there_is_no_room_or_all_are_there(capacity: int) -> 
     for _ in range(8):
         keeper.advance()
     assert np.isinf(keeper.bars).all()
+
+
+def test_what_was_lent_is_taken_back_and_filled_anew() -> None:
+    frequency = np.minimum(0.9, 8 / np.arange(1, SLOTS + 1))
+    keeper = Favourites(2, SLOTS, CAPACITY, np.stack([frequency] * 2), lent=CAPACITY - OWN)
+    for layer in range(2):
+        keeper.preload(layer)
+    run(keeper, tokens(30, frequency))
+    kept = keeper.pointer[:, :OWN].copy()
+    keeper.vacate(OWN, but=1)
+    assert keeper.used.tolist() == [OWN, CAPACITY]
+    keeper.vacate(OWN)
+    assert keeper.used.tolist() == [OWN, OWN]
+    assert (keeper.pointer[:, :OWN] == kept).all()
+    assert (keeper.pointer[:, OWN:] == -1).all()
+    for layer in range(2):
+        assert (keeper.row_of[layer, kept[layer]] == np.arange(OWN)).all()
+        assert (keeper.row_of[layer] >= 0).sum() == OWN
+    again = run(keeper, tokens(200, frequency))  # checks every token
+    assert keeper.used[0] == CAPACITY
+    assert np.mean(again[100:]) < np.mean(again[:2])
+
+
+def test_rows_that_were_lent_come_back_even_where_all_have_one() -> None:
+    keeper = Favourites(1, 10, 10, lent=3)
+    keeper.preload(0)
+    keeper.vacate(7)
+    for _ in range(EVERY):
+        keeper.advance()
+    assert keeper.bars[0] < 0  # whoever is missing may stay
 
 
 def test_scores_do_not_overflow() -> None:

@@ -12,7 +12,9 @@ from edgellm.flash.lists import NOBODY, Lists, tell
 from edgellm.flash.uring import Ring, UringRefused
 from edgellm.formats.slots import checksums
 from edgellm.kernels.layout import (
+    NO_READ,
     TAG_BITS,
+    Counts,
     NeuronAhead,
     NeuronCheck,
     NeuronFire,
@@ -87,25 +89,53 @@ def test_reading_ahead(target, run_kernel: RunKernel, lists, content, gap: int, 
     assert lists.totals[Totals.BYTES] >= len(slots) * ROW
 
 
-def test_firing_reads_what_is_missing(target, run_kernel: RunKernel, lists, content) -> None:
-    """More than the ring takes at a time, beside a batch that was read ahead."""
+@pytest.mark.parametrize("room", [None, SLOTS, 21, 0])
+@pytest.mark.parametrize("gap", [-1, 0, 2 * ROW])
+def test_firing_reads_what_is_missing(target, run_kernel: RunKernel, lists, content, room, gap: int) -> None:
+    """More than the ring takes at a time. room: slots that may land one behind the other; None: all are
+    staged."""
     act, staged = aligned(NEURONS, np.float32), aligned(SLOTS * ROW, np.uint8)
-    act[:] = 1
+    act[:] = np.arange(NEURONS) // PER_SLOT % 4 != 2
+    wanted = [slot for slot in range(SLOTS) if slot % 4 != 2]
+    landing = aligned(SLOTS * ROW, np.uint8)
     row_of, scores = np.full(SLOTS, -1, np.int64), np.zeros(SLOTS)
     checked = aligned(SLOTS, np.uint8)
     lists.set(
-        NeuronFire, lists.fire[1], FIRST=0, LAST=NEURONS, ACT=address(act), ACT_STRIDE=act.nbytes,
-        THRESHOLD=0.0, PER_SLOT=PER_SLOT, NEURON_BYTES=ROW // PER_SLOT, ROW_OF=address(row_of),
-        ROW_BYTES=ROW, STAGED=address(staged), STRIDE=ROW, LAYER_OFFSET=OFFSET, SCORES=address(scores),
-        STEP=1.0, BAR=0.0, CHECKED=address(checked), GAP=-1,
+        NeuronFire, lists.fire[1], ACT=address(act), ACT_STRIDE=act.nbytes, THRESHOLD=0.0, PER_SLOT=PER_SLOT,
+        NEURON_BYTES=ROW // PER_SLOT, ROW_OF=address(row_of), ROW_BYTES=ROW, STAGED=address(staged),
+        STRIDE=ROW, LAYER_OFFSET=OFFSET, SCORES=address(scores), STEP=1.0, BAR=0.0,
+        CHECKED=address(checked), GAP=gap, LANDING=0 if room is None else address(landing),
+        LANDING_BYTES=(room or 0) * ROW,
     )  # fmt: skip
-    run_kernel(target, "neuron_fire/submits=1", lists.fire[1, 0])
-    assert lists.counts.tolist() == [SLOTS] * 4
+    for i, first in enumerate((0, NEURONS // 2)):
+        lists.set(NeuronFire, lists.fire[1, i], FIRST=first, LAST=first + NEURONS // 2)
+    for i in range(2):
+        run_kernel(target, "neuron_fire/submits=1", lists.fire[1, i])
+    needed, missing, reads, submitted = lists.counts[: Counts.LANDED].tolist()
+    assert needed == missing == len(wanted)
     run_kernel(target, "neuron_arrive", lists.arrive[1])
-    assert arrived(lists)
-    assert (staged.reshape(SLOTS, ROW) == content).all()
-    assert lists.totals[Totals.READS] == SLOTS
-    assert lists.totals[Totals.BYTES] == SLOTS * ROW
+    fits = room in (None, SLOTS)
+    assert arrived(lists) == fits
+    assert (submitted == reads) == fits
+    unplaced = int(lists.counts[Counts.UNPLACED])
+    assert unplaced == (NO_READ if fits else submitted)
+    assert lists.counts[Counts.LAYER] == 1
+    inside = range(address(landing), address(landing) + (room or 0) * ROW)
+    for i, (offset, length, place) in enumerate(lists.reads[0, :, :reads].T.tolist()):
+        if i >= submitted:  # the step stops, and somebody else reads it to where that layer is as in the file
+            assert place == address(staged) + offset - OFFSET
+            staged[offset - OFFSET :][:length] = content.reshape(-1)[offset - OFFSET :][:length]
+        elif room is not None:
+            assert place in inside
+            assert place + length - 1 in inside
+    pairs = lists.fresh[1 : 1 + 2 * lists.fresh[0]].reshape(-1, 2).tolist()
+    assert [slot for slot, _ in pairs] == wanted
+    for slot, place in pairs:
+        memory = landing if address(landing) <= place < address(landing) + landing.nbytes else staged
+        at = place - address(memory)
+        assert (memory[at : at + ROW] == content[slot]).all()
+    assert lists.totals[Totals.READS] == reads
+    assert lists.totals[Totals.BYTES] == lists.reads[0, 1, :reads].sum()
 
 
 def test_reads_that_come_short_stop_the_step(target, run_kernel: RunKernel, lists) -> None:
@@ -159,7 +189,7 @@ def test_checksums(target, run_kernel: RunKernel, content, more: int) -> None:
 
 
 def test_newcomers_get_the_rows_of_the_least_popular(target, run_kernel: RunKernel, content) -> None:
-    lists, arena = Lists(2, NEURONS), aligned(4 * ROW, np.uint8)
+    lists, arena, lent = Lists(2, NEURONS), aligned(2 * ROW, np.uint8), aligned(2 * ROW, np.uint8)
     scores, mask = np.arange(SLOTS, dtype=float), aligned(NEURONS, np.uint8)
     row_of, pointer = np.full(SLOTS, -1, np.int64), np.array([2, 5, 30, 40], np.int64)
     row_of[pointer] = range(4)
@@ -168,7 +198,7 @@ def test_newcomers_get_the_rows_of_the_least_popular(target, run_kernel: RunKern
     lists.set(
         NeuronKeep, lists.keep[1], WEAKEST=address(weakest), SCORES=address(scores), ROW_OF=address(row_of),
         POINTER=address(pointer), NUM_USED=address(used), MASK=address(mask), PER_SLOT=PER_SLOT,
-        ROW_BYTES=ROW, CAPACITY=4, ARENA=address(arena), HYSTERESIS=1.05,
+        ROW_BYTES=ROW, CAPACITY=4, ARENA=address(arena), OWN=2, LENT=address(lent), HYSTERESIS=1.05,
     )  # fmt: skip
     newcomers = np.array([1, 20, 31, 50])
     tell(lists.hopeful, newcomers, np.array([address(content[slot]) for slot in newcomers]))
@@ -181,7 +211,7 @@ def test_newcomers_get_the_rows_of_the_least_popular(target, run_kernel: RunKern
         50: 2,
         40: 3,
     }
-    rows = arena.reshape(4, ROW)
+    rows = np.append(arena, lent).reshape(4, ROW)
     assert (rows[[0, 2]] == content[[20, 50]]).all()
     assert not rows[[1, 3]].any()
     assert weakest[:2].tolist() == [3, 3]

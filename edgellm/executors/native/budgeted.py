@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.executors.native.buffers import Workspace
 from edgellm.executors.native.cost import kv_bytes_before
 from edgellm.executors.native.neurons import SparseFfn
 from edgellm.executors.native.prepare import (
@@ -17,6 +18,7 @@ from edgellm.executors.native.streamed import StreamedStore, Uses, matrices, use
 from edgellm.executors.native.weights import WeightStore
 from edgellm.flash.budget import Budget, resident_bytes
 from edgellm.flash.plan import Plan
+from edgellm.flash.policies import Rows
 from edgellm.flash.reader import Reader
 from edgellm.flash.residency import (
     ALIGNMENT,
@@ -39,18 +41,26 @@ from edgellm.program.program import Program
 @dataclass(frozen=True)
 class Needs:
     """What a model takes besides weights. context: tokens of all sequences together; activations: bytes of
-    the workspace; rows: tokens of a step; kv: what keys and values are kept in."""
+    the workspace, and prompts: those of them that a lone token does not need; rows: tokens of a step; kv:
+    what keys and values are kept in."""
 
     context: int
     activations: int
+    prompts: int
     rows: int
     kv: str
+
+    @classmethod
+    def of(cls, context: int, workspace: Workspace, kv: str) -> Needs:
+        """Those of an executor with this workspace."""
+        activations = counted_bytes(workspace)
+        return cls(context, activations, max(0, activations - workspace.lone_bytes), CHUNK, kv)
 
 
 def spend(
     program: Program, checkpoint: Checkpoint, packed: WeightStore, dram: int, needs: Needs,
     sparse: SparseFfn | None = None,
-) -> tuple[Budget, Residency, Uses, int]:  # fmt: skip
+) -> tuple[Budget, Residency, Uses, Rows]:  # fmt: skip
     """What of the weights may stay in memory, when the process may take `dram` bytes and holds what it holds
     now; and the slots of each layer that a bundle keeps. Raises EdgeError, with the smallest budget that
     would do, where nothing works."""
@@ -60,17 +70,17 @@ def spend(
     if used.table is not None:
         lookups = RowTiles.memory_bytes(layouts[used.table].stride, needs.rows, ALIGNMENT)
     kv = -(-needs.context // KV_CHUNK) * kv_bytes_before(program, needs.kv)[-1]
-    release_code("libllvmlite")  # 30 MB, not needed again now that kernels are loaded
+    release_code("libllvmlite")  # 40 MB, not needed again now that kernels are loaded
     budget = Budget(dram, resident_bytes(), needs.activations, kv, lookups)
-    needed, capacity, neurons = matrices(layouts, offsets, used), 0, 0
+    needed, rows, neurons = matrices(layouts, offsets, used), Rows(0), 0
     room = budget.weights
     if sparse is not None:  # first the matrices, then as many neurons as there is room for
         keep = not sparse.policy.nothing_stays
-        capacity = max(0, sparse.capacity(room - resident_room(needed))) if keep else 0
-        neurons = sparse.memory_bytes(capacity)
+        rows = sparse.rows(room - resident_room(needed), needs.prompts) if keep else rows
+        neurons = sparse.memory_bytes(rows.own)
         room = room - neurons if keep else min(room - neurons, least_budget(needed))
     try:
-        return budget, plan_residency(needed, room), used, capacity
+        return budget, plan_residency(needed, room), used, rows
     except TooSmall as error:
         raise budget.refusal(checkpoint.path.name, error.least + neurons, needs.context) from None
 
@@ -87,19 +97,19 @@ def plan_model(
     kernels = [i.kernel for i in lowered.instructions]
     compile_apart(kernels, target)
     load_kernels(kernels, target)
-    needs = Needs(context, counted_bytes(workspace), CHUNK, kv)
-    budget, residency, _, capacity = spend(program, checkpoint, packed, dram, needs, sparse)
-    return Plan(budget, residency, None if sparse is None else sparse.plan(capacity))
+    needs = Needs.of(context, workspace, kv)
+    budget, residency, _, rows = spend(program, checkpoint, packed, dram, needs, sparse)
+    return Plan(budget, residency, None if sparse is None else sparse.plan(rows))
 
 
 def streamed_store(
     program: Program, checkpoint: Checkpoint, packed: WeightStore, file: Path, dram: int, needs: Needs,
     sparse: SparseFfn | None = None,
-) -> tuple[StreamedStore, int]:  # fmt: skip
+) -> tuple[StreamedStore, Rows]:  # fmt: skip
     """The weights of `packed`, whose file is `file`, within a budget of `dram` bytes for the whole process;
     and the slots of each layer that a bundle keeps. Raises EdgeError as `spend` does."""
-    budget, residency, used, capacity = spend(program, checkpoint, packed, dram, needs, sparse)
+    budget, residency, used, rows = spend(program, checkpoint, packed, dram, needs, sparse)
     layouts, offsets = packed.layout
     reader = Reader(file)
     store = StreamedStore(checkpoint, layouts, offsets, used, residency, reader, needs.rows, budget)
-    return store, capacity
+    return store, rows

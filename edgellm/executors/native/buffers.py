@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgellm.kernels.layout import ActLayout, align
-from edgellm.kernels.memory import address, reserve
+from edgellm.kernels.memory import address, give_back, reserve
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Workspace:
         self.rows, self.threads = max(rows, threads), threads
         self.nbytes = 0
         self._memory: dict[str, np.ndarray] = {}
+        self._lone: dict[str, int] = {}  # bytes that a lone token needs
         self._current: dict[str, Buffer] = {}
 
     def __getitem__(self, name: str) -> Buffer:
@@ -55,10 +57,21 @@ class Workspace:
         memory = self._memory[buffer.key][: rows * buffer.stride]
         return memory.view(np.float32).reshape(rows, buffer.stride // 4)[:, : buffer.width]
 
+    @property
+    def lone_bytes(self) -> int:
+        """Of nbytes, what is left after give_back()."""
+        return sum(min(m.nbytes, self._lone[key] + 2 * mmap.PAGESIZE) for key, m in self._memory.items())
+
+    def give_back(self) -> None:
+        """After steps of several tokens, let the system have the memory that a lone one does not need."""
+        for key, memory in self._memory.items():
+            give_back(memory[self._lone[key] :])
+
     def _area(self, key: str, stride: int, lone: bool) -> int:
         if key not in self._memory:
             rows = self.threads if lone else self.rows
             self._memory[key] = reserve(rows * stride + 64, huge_pages=False, what="activations")
+            self._lone[key] = self.threads * stride
             self.nbytes += rows * stride
         return address(self._memory[key])
 

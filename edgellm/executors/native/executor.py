@@ -21,7 +21,6 @@ from edgellm.executors.native.prepare import (
     ACTIVATION_PLANES,
     CHUNK,
     LOGITS_AT_ONCE,
-    counted_bytes,
     prepare,
 )
 from edgellm.executors.native.profile import OpTime, Profiler
@@ -29,9 +28,9 @@ from edgellm.executors.native.segments import Segments
 from edgellm.executors.native.session import NativeSession
 from edgellm.executors.native.streamed import StreamedStore
 from edgellm.executors.native.weights import WeightStore
-from edgellm.flash.counters import Counters
-from edgellm.flash.neurons import NeuronStats, Policy
+from edgellm.flash.counters import Counters, NeuronStats
 from edgellm.flash.plan import Plan
+from edgellm.flash.policies import Policy, Rows
 from edgellm.flash.ring import RingStats
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.kernels import team
@@ -112,22 +111,22 @@ class NativeExecutor(Executor):
         if dram is not None:
             compile_apart(wanted, self.target, report("compiling"))
         kernels = load_kernels(wanted, self.target, report("compiling"))
-        capacity = sparse.layout.slots if sparse else 0
+        neuron_rows = Rows(sparse.layout.slots if sparse else 0)
         if dram is None:
             packed.pack(kernels, threads, report("packing"))
         else:
             file = packed.keep(kernels, threads, report("packing"))
-            needs = Needs(context or program.context_length, counted_bytes(self._workspace), CHUNK, kv)
-            self._store, capacity = streamed_store(program, checkpoint, packed, file, dram, needs, sparse)
+            needs = Needs.of(context or program.context_length, self._workspace, kv)
+            self._store, neuron_rows = streamed_store(program, checkpoint, packed, file, dram, needs, sparse)
             self._workspace = Workspace(self._workspace.rows, threads)
             if sparse is not None:
-                sparse.split(capacity)
+                sparse.split(neuron_rows.all)
             lowering = Lowering(program, self._store, self._workspace, activation_planes, kv, sparse)
             self._lowered = lowering.result
             self._store.load()
         self._team = Team(threads, self.target)
         if sparse is not None:
-            sparse.open(self._team, kernels[CHECK_KERNEL], capacity).load()
+            sparse.open(self._team, kernels[CHECK_KERNEL], neuron_rows, self._workspace.give_back).load()
         self._step_kernel = kernels["step"]
         count = len(self._lowered.instructions)
         self._table = aligned(len(Instruction) * count, np.int64).reshape(-1, len(Instruction))
@@ -179,7 +178,7 @@ class NativeExecutor(Executor):
         if store is None:
             return None
         sparse = self._sparse
-        neurons = sparse.plan(sparse.neurons.capacity) if sparse and sparse.neurons else None
+        neurons = sparse.plan(sparse.neurons.rows) if sparse and sparse.neurons else None
         return Plan(store.budget, store.residency, neurons)
 
     def flash_counters(self) -> Counters | None:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edgellm.executors.native.buffers import Buffer
+from edgellm.flash.counters import NeuronStats
 from edgellm.flash.lists import Lists
-from edgellm.flash.neurons import GAP, Neurons, NeuronStats, Policy
+from edgellm.flash.neurons import GAP, Neurons
 from edgellm.flash.plan import NeuronPlan, expected_misses
+from edgellm.flash.policies import Policy, Rows
 from edgellm.flash.probe import load
 from edgellm.flash.reader import Reader
 from edgellm.flash.uring import Ring, UringRefused
@@ -158,8 +160,20 @@ class SparseFfn:
         """What the neurons take with `capacity` slots of each layer in memory."""
         return Neurons.memory_bytes(self.layout, capacity, self.gates, self.policy, self.may_read_ahead)
 
-    def capacity(self, nbytes: int) -> int:
-        """The most slots of each layer that fit into `nbytes`; -1 if not even none does."""
+    def rows(self, nbytes: int, prompts: int) -> Rows:
+        """The most slots of each layer that fit into `nbytes`, and into the `prompts` bytes that only steps
+        of several tokens need."""
+        own, layout = max(0, self._most(nbytes)), self.layout
+        if not self.may_read_ahead or self.policy.fixed or own >= layout.slots:
+            return Rows(own)
+        each = layout.read_bytes(self.gates)
+        spare = prompts + layout.layer_bytes  # with the staging area
+        # A token that misses so much that it needs the staging area gets back what other layers were lent.
+        lent = min(spare // (layout.layers * each), prompts // each + own, layout.slots - own)
+        return Rows(own, lent)
+
+    def _most(self, nbytes: int) -> int:
+        """The most slots of each layer that fit into `nbytes`; below 0 if not even none does."""
         layout = self.layout
         if self.memory_bytes(layout.slots) <= nbytes:
             return layout.slots
@@ -181,9 +195,9 @@ class SparseFfn:
         idle[:, : layout.neurons] -= frequency
         return np.asarray(1 - idle.reshape(layout.layers, layout.slots, layout.per_slot).prod(axis=2))
 
-    def plan(self, capacity: int) -> NeuronPlan:
-        """What to expect of `capacity` slots of each layer in memory."""
-        layout, active, missing = self.layout, None, None
+    def plan(self, rows: Rows) -> NeuronPlan:
+        """What to expect of so many slots of each layer in memory."""
+        layout, active, missing, capacity = self.layout, None, None, rows.all
         frequency = self.slot_frequency()
         if frequency is not None and not self.policy.everything:  # else reads are no slots
             active = float(frequency.sum())
@@ -194,7 +208,8 @@ class SparseFfn:
                 missing = sum(expected_misses(layer, capacity) for layer in frequency)
         return NeuronPlan(
             self.bundle.mode, layout.layers, layout.slots, capacity, layout.read_bytes(self.gates),
-            self.memory_bytes(capacity), active, missing,
+            self.memory_bytes(rows.own), layout.layers * rows.lent * layout.read_bytes(self.gates), active,
+            missing,
         )  # fmt: skip
 
     def begin(self, many: bool) -> None:
@@ -207,8 +222,9 @@ class SparseFfn:
         if self.neurons is not None:
             self.neurons.restart()
 
-    def open(self, team: Team, kernel: int, capacity: int) -> Neurons:
-        """Open ffn.bin; nothing is read yet. kernel: the address of CHECK_KERNEL."""
+    def open(self, team: Team, kernel: int, rows: Rows, give_back: Callable[[], None]) -> Neurons:
+        """Open ffn.bin; nothing is read yet. kernel: the address of CHECK_KERNEL; give_back: as of
+        Neurons."""
         reader = Reader(self.bundle.path / "ffn.bin")
         lists = self.lists
         device = load(self.bundle.path)  # if it was measured before
@@ -217,7 +233,7 @@ class SparseFfn:
             self.layout,
             np.asarray(self.bundle.sums),
             lambda layer: team.run(kernel, address(lists.check[layer]), 0),
-            capacity,
+            rows,
             lists,
             self.gates,
             self.policy,
@@ -225,6 +241,7 @@ class SparseFfn:
             GAP if device is None else device.fit(GAP_DEPTH).gap_bytes,
             self._ring,
             self.ahead is not None,
+            give_back,
         )
         return self.neurons
 
