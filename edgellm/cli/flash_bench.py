@@ -63,7 +63,9 @@ def print_budget(found: dict[str, Any]) -> None:
     if "neurons" in plan:
         told = plan["neurons"]
         share = told["slots_in_memory"] / told["slots"]
-        print(f"  neurons: {share:.0%} of the slots in memory, which take {size(held['neurons_bytes'])}")
+        lent = held["neurons_lent_bytes"]
+        taken = size(held["neurons_bytes"]) + (f", and {size(lent)} that prompts need" if lent else "")
+        print(f"  neurons: {share:.0%} of the slots in memory, which take {taken}")
     print(
         f"  flash: {size(io['bytes_per_token'])} and {io['requests_per_token']:.0f} requests a token, "
         f"hit rate {io['hit_rate']['mean']:.1%} (p99 {io['hit_rate']['p99']:.1%})"

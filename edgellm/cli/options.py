@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgellm.cli.sizes import parse_size
+from edgellm.cli.sizes import parse_size, parse_window
 
 
 class ExecutorName(str, Enum):
@@ -68,9 +68,9 @@ Dram = Annotated[
 Window = Annotated[
     int | None,
     typer.Option(
-        "--window", min=1, metavar="TOKENS",
-        help="Of a bundle, keep in memory the neurons that fired for the last TOKENS tokens [default: those "
-        "that fire most often, as many as there is room for].",
+        "--window", parser=parse_window, metavar="TOKENS",
+        help="Of a bundle, keep in memory the neurons that fired for the last TOKENS tokens; auto: for as "
+        "many as there is room for [default: those that fire most often].",
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

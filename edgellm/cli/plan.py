@@ -67,11 +67,18 @@ def plan(
             f"  {'slots of neurons':<22}{neurons.capacity:>12}   of {neurons.slots} in each of "
             f"{neurons.layers} layers"
         )
+        if neurons.lent_bytes:
+            print(
+                f"  {'of them lent':<22}{size(neurons.lent_bytes):>12}   of memory that is needed while a "
+                "prompt is read"
+            )
         if neurons.active is not None and neurons.missing is not None:
             print(
                 f"  {'expected of a token':<22}{neurons.active:>12.0f}   slots, of which "
                 f"{neurons.missing:.0f} are read"
             )
+        if neurons.window is not None:
+            print(f"  {'widest window':<22}{neurons.window:>12}   tokens (--window auto)")
     if prediction is None:
         print("no prediction: nobody has measured which neurons fire; pack the model with --text")
         return

@@ -1,4 +1,4 @@
-"""Sizes as people write them: 512MiB, 2GiB, 2GB."""
+"""Sizes as people write them: 512MiB, 2GiB, 2GB; and windows: 5, auto."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ def parse_size(text: str | int) -> int:
     if match is None or match[2] not in _FACTORS or float(match[1]) == 0:
         raise EdgeError(f"{text!r} is not a size; write it as 512MiB, 2GiB or 2GB.")
     return int(float(match[1]) * _FACTORS[match[2]])
+
+
+def parse_window(text: str | int) -> int:
+    """Tokens; for auto policies.AUTO."""
+    from edgellm.flash.policies import AUTO
+
+    if isinstance(text, int):
+        return text
+    if text == "auto":
+        return AUTO
+    if not text.isdecimal() or int(text) == 0:
+        raise EdgeError(f"{text!r} is not a window; write a number of tokens from 1 on, or auto.")
+    return int(text)

@@ -33,8 +33,8 @@ class Prediction:
 class NeuronPlan:
     """Slots of neurons: `slots` in each of `layers` layers, `capacity` of them in memory. slot_bytes: of a
     read; memory_bytes: what they take; lent_bytes: and of what prompts need, while tokens come one by one.
-    active, missing: slots that a token is expected to need, and to have to read; None where that is not
-    known."""
+    active, missing: slots that a token is expected to need, and to have to read; window: the widest one that
+    fits, in tokens; None where that is not known."""
 
     mode: str
     layers: int
@@ -45,11 +45,33 @@ class NeuronPlan:
     lent_bytes: int
     active: float | None
     missing: float | None
+    window: int | None
 
     @property
     def nbytes(self) -> int:
         """Of all slots."""
         return self.layers * self.slots * self.slot_bytes
+
+
+LONGEST_WINDOW = 1024  # tokens
+
+
+def distinct(frequency: np.ndarray, tokens: float) -> float:
+    """Slots that `tokens` tokens are expected to need together, of a layer with frequency (slots,), if
+    neurons fire independently."""
+    return float((1 - (1 - np.clip(frequency.astype(np.float64), 0, 1)) ** tokens).sum())
+
+
+def widest_window(frequency: np.ndarray, capacity: int) -> int:
+    """The most tokens, at least one, whose slots fit into `capacity` rows in every layer; LONGEST_WINDOW at
+    most. frequency: (layers, slots). Real tokens repeat more than independent ones, so it is on the safe
+    side."""
+    low, high = 1, LONGEST_WINDOW
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = all(distinct(layer, middle) <= capacity for layer in frequency)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def expected_misses(frequency: np.ndarray, capacity: int) -> float:
@@ -62,15 +84,11 @@ def expected_misses(frequency: np.ndarray, capacity: int) -> float:
     if capacity >= np.count_nonzero(p):
         return 0.0
     low, high = 0.0, 1.0
-
-    def held(tokens: float) -> float:
-        return float((1 - (1 - p) ** tokens).sum())
-
-    while held(high) < capacity and high < 1e9:
+    while distinct(p, high) < capacity and high < 1e9:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if held(middle) < capacity else (low, middle)
+        low, high = (middle, high) if distinct(p, middle) < capacity else (low, middle)
     return float((p * (1 - p) ** low).sum())
 
 
@@ -143,6 +161,6 @@ class Plan:
             found["neurons"] = {
                 "slots_in_memory": neurons.capacity, "slots": neurons.slots, "layers": neurons.layers,
                 "slot_bytes": neurons.slot_bytes, "expected_active": neurons.active,
-                "expected_misses": neurons.missing,
+                "expected_misses": neurons.missing, "widest_window": neurons.window,
             }  # fmt: skip
         return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+AUTO = 0  # tokens of a window: as many as there is room for
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -25,7 +27,7 @@ class Policy:
     nothing_stays: every weight is read for every token, neuron or not. everything: all neurons are read that
     are not in memory, needed or not. fixed: the first ones stay in memory, and nothing else does. apart: up
     and down are read by a request each. merge: near neighbours are read together. window: tokens that a
-    neuron stays after it fired (window.py); None: the ones that fire most stay (favourites.py).
+    neuron stays after it fired (window.py), or AUTO; None: the ones that fire most stay (favourites.py).
     """
 
     nothing_stays: bool = False

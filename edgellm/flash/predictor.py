@@ -66,12 +66,14 @@ class Weights(NamedTuple):
 @dataclass(frozen=True)
 class Figures:
     """Of a layer, on tokens that were held out. fires, predicted: shares of the neurons; recall: share of
-    those that fire which are predicted; precision: share of those predicted which fire; None for 0 / 0."""
+    those that fire which are predicted; precision: share of those predicted which fire; None for 0 / 0.
+    perplexity: the model's if this layer alone is predicted (flash/predictor_cost.py)."""
 
     fires: float
     predicted: float
     recall: float | None
     precision: float | None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ def chunks_of(checkpoint: Checkpoint, text: str) -> list[list[int]]:
     return [tokens[i : i + context] for i in range(0, len(tokens), context)]
 
 
+def learnt_from(chunks: Sequence[Sequence[int]]) -> int:
+    """How many of the chunks are learnt from; the others are held out."""
+    return len(chunks) - max(1, round(HELD_OUT * len(chunks)))
+
+
 def train(
     checkpoint: Checkpoint, bundle: Bundle, chunks: Sequence[Sequence[int]], threads: int, *,
     rank: int = RANK, epochs: int = EPOCHS, seed: int = 0, progress: Progress | None = None,
@@ -120,7 +127,7 @@ def train(
         raise EdgeError(f"The rank is {rank}; it must be from 1 to {min(layout.hidden, layout.neurons)}.")
     if len(chunks) < 2:
         raise EdgeError("One chunk of tokens is not enough to learn from some and measure on others.")
-    kept = len(chunks) - max(1, round(HELD_OUT * len(chunks)))
+    kept = learnt_from(chunks)
     tokens, held_out = sum(map(len, chunks[:kept])), sum(map(len, chunks[kept:]))
     each = 2 * layout.hidden + -(-layout.neurons // 8)
     longest = max(map(len, chunks))

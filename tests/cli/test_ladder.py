@@ -77,12 +77,17 @@ def test_plan_and_bench_tell_of_neurons(bundle: Path, capsys) -> None:
     assert 0 < found["neurons"]["expected_misses"] < found["neurons"]["expected_active"]
     assert found["predicted_tokens_per_second"] > 0
     assert main(["plan", str(bundle), "--dram", "64GiB", "--ctx", "64"]) == 0
-    assert "slots of neurons" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "slots of neurons" in out
+    assert "widest window" in out
+    assert found["neurons"]["widest_window"] >= 1
     arguments = ["bench", str(bundle), "-p", "0", "-n", "6", "-r", "1", "--dram", "64GiB", "--window", "2"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "mode sparse-exact" in out
     assert "of the slots in memory" in out
+    assert main([*arguments[:-1], "auto"]) == 0
+    assert "mode sparse-exact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,8 @@ def test_plan_and_bench_tell_of_neurons(bundle: Path, capsys) -> None:
         (["bench", "BUNDLE", "--tokens", "text.json"], "a JSON list of token ids"),
         (["bench", "BUNDLE", "--tokens", "few.json"], "these tests need"),
         (["run", "MODEL", "hi", "--window", "3"], "has no neurons in slots"),
+        (["run", "BUNDLE", "hi", "--window", "0"], "'0' is not a window"),
+        (["run", "BUNDLE", "hi", "--window", "many"], "'many' is not a window"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.errors import EdgeError
 from edgellm.executors.native import NativeExecutor
 from edgellm.executors.native.neurons import SparseFfn
+from edgellm.flash.policies import Rows
 from edgellm.flash.predictor import Figures, Trained, Weights, save
+from edgellm.flash.predictor_cost import measure
 from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
 from edgellm.formats.edge_pack import pack
 from edgellm.models import build_program
+from edgellm.perplexity import estimates
 
 CONTEXT, RANK = 64, 16
 PROMPT = np.random.default_rng(3).integers(300, 4000, 20)
@@ -50,18 +54,22 @@ def logits_of(executor: NativeExecutor) -> np.ndarray:
     return np.array(found)
 
 
-def masked(shipped: Path, predictors: Checkpoint) -> np.ndarray:
-    """The dense model, with the gates shut of neurons that are not predicted."""
-    tensors = predictors.tensors
-    weights = [
+def predictors_of(checkpoint: Checkpoint) -> list[Weights]:
+    tensors = checkpoint.tensors
+    return [
         Weights(
             *(
                 tensors[f"blk.{layer}.ffn_predictor_{part}"].dequantize()
                 for part in ("down.weight", "up.weight", "up.bias")
             )
         )
-        for layer in range(predictors.config.n_layers)
+        for layer in range(checkpoint.config.n_layers)
     ]
+
+
+def masked(shipped: Path, predictors: Checkpoint) -> np.ndarray:
+    """The dense model, with the gates shut of neurons that are not predicted."""
+    weights = predictors_of(predictors)
 
     def shut(layer: int, inputs: np.ndarray, gates: np.ndarray) -> None:
         gates[weights[layer].scores(inputs) <= 0] = -1
@@ -76,7 +84,11 @@ def test_predicted_neurons_are_exact_and_others_nought(
 ) -> None:
     open_neurons = SparseFfn.open
     monkeypatch.setattr(
-        SparseFfn, "open", lambda self, team, kernel, _: open_neurons(self, team, kernel, capacity)
+        SparseFfn,
+        "open",
+        lambda self, team, kernel, _, back: open_neurons(
+            self, team, kernel, Rows(min(capacity, self.layout.slots)), back
+        ),
     )
     checkpoint = open_checkpoint(bundle)
     executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)
@@ -87,6 +99,38 @@ def test_predicted_neurons_are_exact_and_others_nought(
     stats = executor._sparse.stats
     assert stats.needed > 0
     assert (stats.missed > 0) == (capacity < 1000)
+
+
+def test_perplexity_of_each_layer_predicted(bundle: Path, shipped: Path) -> None:
+    """All layers predicted is what the bundle runs; of one layer, others' predictors always say yes."""
+    predicted, source = open_checkpoint(bundle), open_checkpoint(shipped)
+    assert predicted.bundle is not None
+    weights = predictors_of(predicted)
+    chunks = [np.random.default_rng(i).integers(300, 4000, 30).tolist() for i in range(3)]
+    cost = measure(source, predicted.bundle, weights, chunks, 2)
+
+    def perplexity(checkpoint: Checkpoint) -> float:
+        executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)
+        session = executor.new_session(CONTEXT)
+        found = list(estimates(session, [token for chunk in chunks for token in chunk], 30, None))[-1]
+        executor.close()
+        return found.perplexity
+
+    assert cost.tokens == 3 * 14
+    assert cost.without == pytest.approx(perplexity(source), rel=1e-6)
+    assert cost.all == pytest.approx(perplexity(predicted), rel=1e-4)
+    everyone = [one._replace(down=one.down * 0, bias=one.bias * 0 + 1) for one in weights]
+    one = measure(source, predicted.bundle, [*everyone[:3], weights[3], *everyone[4:]], chunks, 2)
+    assert one.all == pytest.approx(cost.layers[3], rel=1e-6)
+    assert one.layers[0] == pytest.approx(cost.without, rel=1e-6)
+    assert abs(one.all / cost.without - 1) > 1e-3
+
+
+def test_perplexity_takes_some_text(bundle: Path, shipped: Path) -> None:
+    predicted = open_checkpoint(bundle)
+    assert predicted.bundle is not None
+    with pytest.raises(EdgeError, match="no text to measure"):
+        measure(open_checkpoint(shipped), predicted.bundle, predictors_of(predicted), [[5]], 1)
 
 
 def test_without_a_predictor_the_gate_tells(

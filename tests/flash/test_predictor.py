@@ -281,6 +281,7 @@ def test_it_is_right_about_the_bundles_neurons(whole: Path, shipped: Path, book:
     down, up, bias = (stored[f"blk.5.predictor_{part}"].astype(np.float32) for part in ("down", "up", "bias"))
     found = np.maximum(inputs @ down.T, 0) @ up.T + bias > 0
     figures = facts["layers"][5]
+    assert figures.pop("perplexity") > 1
     wanted = {
         "fires": fired.mean(),
         "predicted": found.mean(),
@@ -301,9 +302,14 @@ def test_json_and_the_table(whole: Path, shipped: Path, book: Path, bundle: Path
     assert main([*command(bundle, shipped, book), "--rank", "8"]) == 0
     output = capsys.readouterr()
     rows = [line.split() for line in output.out.splitlines()]
-    assert rows[0] == ["layer", "fire", "predicted", "recall", "precision"]
+    assert rows[0] == ["layer", "fire", "predicted", "recall", "precision", "perplexity"]
     shares = found["layers"][7]
-    assert rows[8] == ["7", *(f"{shares[key]:.1%}" for key in ("fires", "predicted", "recall", "precision"))]
+    columns = [f"{shares[key]:.1%}" for key in ("fires", "predicted", "recall", "precision")]
+    assert rows[8] == ["7", *columns, f"{shares['perplexity']:.3f}"]
+    cost = found["perplexity"]
+    assert cost["tokens"] > 0
+    assert cost["without"] != cost["all_layers"]
+    assert f"Perplexity on {cost['tokens']} of the tokens held out: {cost['without']:.2f} as" in output.err
     assert f"Trained on {found['tokens']} tokens, compared on {found['held_out_tokens']} others" in output.err
 
 

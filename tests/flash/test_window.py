@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.flash.plan import expected_misses
+from edgellm.flash.plan import LONGEST_WINDOW, expected_misses, widest_window
 from edgellm.flash.window import Window
 
 SLOTS, CAPACITY = 200, 60
@@ -75,3 +75,14 @@ def test_expected_misses_are_those_of_a_simulation() -> None:
         missed.append(len(window.advance(np.flatnonzero(rng.random(SLOTS) < p)).slots))
     assert expected_misses(p, CAPACITY) == pytest.approx(np.mean(missed[500:]), rel=0.03)
     assert expected_misses(p, SLOTS) == 0
+
+
+@pytest.mark.parametrize(("capacity", "tokens"), [(87, 2), (88, 3), (93, 3), (94, 4), (1, 1)])
+def test_the_widest_window_that_fits(capacity: int, tokens: int) -> None:
+    """Of 100 slots with a chance of 1/2 four tokens need 93.75 together, three 87.5, two 75."""
+    assert widest_window(np.full((2, 100), 0.5), capacity) == tokens
+
+
+def test_the_layer_that_needs_most_decides() -> None:
+    assert widest_window(np.array([[0.0] * 100, [0.5] * 100]), 93) == 3
+    assert widest_window(np.zeros((2, 100)), 1) == LONGEST_WINDOW

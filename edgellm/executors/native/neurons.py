@@ -11,17 +11,18 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgellm.errors import EdgeError
 from edgellm.executors.native.buffers import Buffer
 from edgellm.flash.counters import NeuronStats
 from edgellm.flash.lists import Lists
 from edgellm.flash.neurons import GAP, Neurons
-from edgellm.flash.plan import NeuronPlan, expected_misses
-from edgellm.flash.policies import Policy, Rows
+from edgellm.flash.plan import NeuronPlan, expected_misses, widest_window
+from edgellm.flash.policies import AUTO, Policy, Rows
 from edgellm.flash.probe import load
 from edgellm.flash.reader import Reader
 from edgellm.flash.uring import Ring, UringRefused
@@ -198,6 +199,7 @@ class SparseFfn:
     def plan(self, rows: Rows) -> NeuronPlan:
         """What to expect of so many slots of each layer in memory."""
         layout, active, missing, capacity = self.layout, None, None, rows.all
+        window = self._widest_window(rows)
         frequency = self.slot_frequency()
         if frequency is not None and not self.policy.everything:  # else reads are no slots
             active = float(frequency.sum())
@@ -209,8 +211,12 @@ class SparseFfn:
         return NeuronPlan(
             self.bundle.mode, layout.layers, layout.slots, capacity, layout.read_bytes(self.gates),
             self.memory_bytes(rows.own), layout.layers * rows.lent * layout.read_bytes(self.gates), active,
-            missing,
+            missing, window,
         )  # fmt: skip
+
+    def _widest_window(self, rows: Rows) -> int | None:
+        frequency = self.slot_frequency()
+        return None if frequency is None else widest_window(frequency, rows.own)
 
     def begin(self, many: bool) -> None:
         """Before a step, of several tokens or of one."""
@@ -225,6 +231,15 @@ class SparseFfn:
     def open(self, team: Team, kernel: int, rows: Rows, give_back: Callable[[], None]) -> Neurons:
         """Open ffn.bin; nothing is read yet. kernel: the address of CHECK_KERNEL; give_back: as of
         Neurons."""
+        if self.policy.window == AUTO:
+            window = self._widest_window(rows)
+            if window is None:
+                raise EdgeError(
+                    f"{self.bundle.path}: nobody has measured how often its neurons fire, so no window "
+                    "can be chosen; pack the model with --text, or give --window a number of tokens."
+                )
+            _log.info(f"A window of {window} tokens fits.")
+            self.policy = replace(self.policy, window=window)
         reader = Reader(self.bundle.path / "ffn.bin")
         lists = self.lists
         device = load(self.bundle.path)  # if it was measured before
