@@ -43,6 +43,11 @@ class Favourites:
         self.weakest = np.zeros((layers, 2 + WEAKEST), np.int64)
         self._now = 0
 
+    @staticmethod
+    def nbytes(layers: int, slots: int) -> int:
+        """What this takes, but for what depends on the capacity."""
+        return layers * slots * 16
+
     def preload(self, layer: int) -> np.ndarray:
         """Take a layer's first slots into its rows, as many as there is room for; returns them."""
         slots = np.arange(self.capacity)

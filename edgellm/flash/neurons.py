@@ -167,7 +167,9 @@ class Neurons:
         staging = Neurons._staging_bytes(layout, capacity, policy)
         if ahead and staging:
             staging += 3 * Neurons._landing_bytes(layout, gates)
-        return layout.layers * capacity * layout.read_bytes(gates) + staging + Lists.nbytes(layout.neurons)
+        rows = layout.layers * capacity * layout.read_bytes(gates)
+        notes = Favourites.nbytes(layout.layers, layout.slots) + layout.layers * layout.slots  # those checked
+        return rows + staging + notes + Lists.nbytes(layout.neurons)
 
     def load(self) -> None:
         """Fill the arenas with the first slots, which fire most often. Raises EdgeError as reading does."""

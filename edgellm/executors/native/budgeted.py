@@ -14,6 +14,7 @@ from edgellm.executors.native.prepare import (
     counted_bytes,
     prepare,
 )
+from edgellm.executors.native.rotary import RotaryTables
 from edgellm.executors.native.streamed import StreamedStore, Uses, matrices, uses
 from edgellm.executors.native.weights import WeightStore
 from edgellm.flash.budget import Budget, resident_bytes
@@ -41,8 +42,8 @@ from edgellm.program.program import Program
 @dataclass(frozen=True)
 class Needs:
     """What a model takes besides weights. context: tokens of all sequences together; activations: bytes of
-    the workspace, and prompts: those of them that a lone token does not need; rows: tokens of a step; kv:
-    what keys and values are kept in."""
+    the workspace and of rotary tables, and prompts: those of them that a lone token does not need; rows:
+    tokens of a step; kv: what keys and values are kept in."""
 
     context: int
     activations: int
@@ -51,10 +52,11 @@ class Needs:
     kv: str
 
     @classmethod
-    def of(cls, context: int, workspace: Workspace, kv: str) -> Needs:
+    def of(cls, program: Program, context: int, workspace: Workspace, kv: str) -> Needs:
         """Those of an executor with this workspace."""
         activations = counted_bytes(workspace)
-        return cls(context, activations, max(0, activations - workspace.lone_bytes), CHUNK, kv)
+        prompts = max(0, activations - workspace.lone_bytes)
+        return cls(context, activations + RotaryTables.nbytes(program.ops, context), prompts, CHUNK, kv)
 
 
 def spend(
@@ -97,7 +99,7 @@ def plan_model(
     kernels = [i.kernel for i in lowered.instructions]
     compile_apart(kernels, target)
     load_kernels(kernels, target)
-    needs = Needs.of(context, workspace, kv)
+    needs = Needs.of(program, context, workspace, kv)
     budget, residency, _, rows = spend(program, checkpoint, packed, dram, needs, sparse)
     return Plan(budget, residency, None if sparse is None else sparse.plan(rows))
 

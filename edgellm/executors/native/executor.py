@@ -24,6 +24,7 @@ from edgellm.executors.native.prepare import (
     prepare,
 )
 from edgellm.executors.native.profile import OpTime, Profiler
+from edgellm.executors.native.rotary import RotaryTables
 from edgellm.executors.native.segments import Segments
 from edgellm.executors.native.session import NativeSession
 from edgellm.executors.native.streamed import StreamedStore
@@ -40,12 +41,11 @@ from edgellm.kernels.kv_layout import KINDS
 from edgellm.kernels.layout import (
     ZEROS,
     Instruction,
-    Rope,
     State,
     Step,
     record,
 )
-from edgellm.kernels.memory import address, aligned, reserve
+from edgellm.kernels.memory import address, aligned
 from edgellm.kernels.simd.level import Target, host_target
 from edgellm.kernels.team import Team
 from edgellm.program.program import Program
@@ -116,7 +116,7 @@ class NativeExecutor(Executor):
             packed.pack(kernels, threads, report("packing"))
         else:
             file = packed.keep(kernels, threads, report("packing"))
-            needs = Needs.of(context or program.context_length, self._workspace, kv)
+            needs = Needs.of(program, context or program.context_length, self._workspace, kv)
             self._store, neuron_rows = streamed_store(program, checkpoint, packed, file, dram, needs, sparse)
             self._workspace = Workspace(self._workspace.rows, threads)
             if sparse is not None:
@@ -150,8 +150,7 @@ class NativeExecutor(Executor):
                 sparse.mend if sparse else None,
             )  # fmt: skip
         self._profiler: Profiler | None = None
-        self._rope_tables: list[np.ndarray] = []
-        self._rope_filled = 0
+        self._rotary = RotaryTables(self._lowered.ropes)
 
     @property
     def simd(self) -> str:
@@ -200,7 +199,7 @@ class NativeExecutor(Executor):
 
     def new_session(self, context: int) -> NativeSession:
         with self.lock:  # a running session reads the tables that may have to grow
-            self._reserve_rope(context)
+            self._rotary.reserve(context)
         return NativeSession(self, context)
 
     def close(self) -> None:
@@ -300,7 +299,7 @@ class NativeExecutor(Executor):
     def _fill(self, pieces: list[Piece], all_logits: bool, look_up: bool = True) -> tuple[np.ndarray, int]:
         """The State of a step, and its rows of logits. look_up: as of Batch.fill."""
         found = self._batch.fill(pieces, all_logits, look_up)
-        self._fill_rope(max(piece.position + len(piece.ids) for piece in pieces) - 1)
+        self._rotary.fill(max(piece.position + len(piece.ids) for piece in pieces) - 1)
         return found
 
     def _meet(self, cut: Cut, rows: int) -> None:
@@ -320,26 +319,3 @@ class NativeExecutor(Executor):
     def _forward_batch(self, sessions: Sequence[Session], ids: Sequence[np.ndarray]) -> np.ndarray:
         own = cast("Sequence[NativeSession]", sessions)
         return self.run(list(zip(own, ids, strict=True)), all_logits=False)
-
-    def _reserve_rope(self, context: int) -> None:
-        """Tables of cosines and sines for `context` positions; they are filled as positions come up."""
-        if self._rope_tables and len(self._rope_tables[0]) >= context:
-            return
-        self._rope_tables = []
-        self._rope_filled = 0
-        for op, args in self._lowered.ropes:
-            half = len(op.inv_freq)
-            memory = reserve(context * 8 * half, huge_pages=False, what="the rotary embedding table")
-            self._rope_tables.append(memory.view(np.float32).reshape(context, 2, half))
-            args[Rope.TABLE] = address(memory)
-
-    def _fill_rope(self, last_position: int) -> None:
-        if last_position < self._rope_filled or not self._rope_tables:
-            return
-        first = self._rope_filled
-        end = min(max(2 * first, last_position + 1, 512), len(self._rope_tables[0]))
-        for (op, _), table in zip(self._lowered.ropes, self._rope_tables, strict=True):
-            angles = np.arange(first, end, dtype=np.float64)[:, None] * op.inv_freq.astype(np.float64)
-            table[first:end, 0] = np.cos(angles) * op.magnitude
-            table[first:end, 1] = np.sin(angles) * op.magnitude
-        self._rope_filled = end
