@@ -72,15 +72,14 @@ def train(
         raise EdgeError(f"{source.path}: this is a bundle; give the model that it was packed from.")
     learner.check_source(source, opened)  # before a text is read for long
     chunks = learner.chunks_of(source, read_text(text))
+    threads = threads or default_threads()
     with steps(f"learning from {text.name}") as advance:
-        trained = learner.train(
-            source, opened, chunks, threads or default_threads(), rank=rank, progress=advance
-        )
+        trained = learner.train(source, opened, chunks, threads, rank=rank, progress=advance)
     tokenizer = load_tokenizer(source)
     with steps("measuring perplexity") as advance:
         cost = measure(
             source, opened, trained.weights, chunks[learner.learnt_from(chunks) :],
-            threads or default_threads(), tokenizer.bos_id if tokenizer.add_bos else None, advance,
+            threads, tokenizer.bos_id if tokenizer.add_bos else None, advance,
         )  # fmt: skip
     figures = (replace(one, perplexity=p) for one, p in zip(trained.figures, cost.layers, strict=True))
     trained = replace(trained, figures=tuple(figures))

@@ -105,8 +105,7 @@ class Neurons:
         landing = self._landing_bytes(layout, gates) if rows.lent else 0
         self._areas = reserve(landing + 2 * each + step, huge_pages=True, what="neurons on their way")
         self._landing = align(address(self._areas), step)
-        if rows.lent:
-            lists.set(NeuronFire, lists.fire, LANDING=self._landing, LANDING_BYTES=landing)
+        lists.set(NeuronFire, lists.fire, LANDING_BYTES=landing)
         self._tickets: list[Ticket] = []
         self._ring = ring
         self._finalizer = weakref.finalize(self, _close, reader, ring)

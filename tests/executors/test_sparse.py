@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from edgellm.flash.policies import POLICIES, Policy, Rows
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.edge_pack import pack
 from edgellm.kernels.layout import Counts, NeuronQueue
-from edgellm.kernels.team import Team
 from edgellm.models import build_program
+from tests.executors.slots import keep_slots
 from tools.synthetic.shapes import SHAPES
 from tools.synthetic.write import write
 
@@ -48,18 +49,8 @@ def ternary(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Path:
 
 @pytest.fixture
 def capacity(monkeypatch: pytest.MonkeyPatch):
-    """capacity(n, lent): from now on n slots of each layer stay in memory, and some more when there is no
-    prompt."""
-
-    def fix(slots: int, lent: int = 0) -> None:
-        open_neurons = SparseFfn.open
-
-        def opened(self: SparseFfn, team: Team, kernel: int, _: Rows, back: Callable[[], None]) -> Neurons:
-            return open_neurons(self, team, kernel, Rows(min(slots, self.layout.slots), lent), back)
-
-        monkeypatch.setattr(SparseFfn, "open", opened)
-
-    return fix
+    """capacity(n, lent): as of keep_slots."""
+    return partial(keep_slots, monkeypatch)
 
 
 def greedy(

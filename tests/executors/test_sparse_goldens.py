@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from edgellm.executors.native import NativeExecutor
-from edgellm.executors.native.neurons import SparseFfn
 from edgellm.executors.reference import ReferenceExecutor
-from edgellm.flash.policies import Rows
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.edge_pack import pack
 from edgellm.models import build_program
+from tests.executors.slots import keep_slots
 from tests.models.test_goldens import BASES
 
 GOLDENS = Path(__file__).parents[1] / "models" / "goldens"
@@ -64,14 +63,7 @@ def test_logits_are_those_of_the_reference(
     changed = FATRELU if name == "fatrelu" else {}
     source = folder("llama-relu" if name == "fatrelu" else name, tmp_path / "model", **changed)
     pack(open_checkpoint(source), tmp_path / "m.edge", mode="sparse-exact")
-    open_neurons = SparseFfn.open
-    monkeypatch.setattr(
-        SparseFfn,
-        "open",
-        lambda self, team, kernel, _, give_back: open_neurons(
-            self, team, kernel, Rows(min(capacity, self.layout.slots)), give_back
-        ),
-    )
+    keep_slots(monkeypatch, capacity)
     checkpoint = open_checkpoint(tmp_path / "m.edge")
     program = build_program(checkpoint, 64)
     expected = ReferenceExecutor(program, checkpoint).new_session(64).forward(TOKENS, all_logits=True)

@@ -10,14 +10,13 @@ import pytest
 
 from edgellm.errors import EdgeError
 from edgellm.executors.native import NativeExecutor
-from edgellm.executors.native.neurons import SparseFfn
-from edgellm.flash.policies import Rows
 from edgellm.flash.predictor import Figures, Trained, Weights, save
 from edgellm.flash.predictor_cost import measure
 from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
 from edgellm.formats.edge_pack import pack
 from edgellm.models import build_program
 from edgellm.perplexity import estimates
+from tests.executors.slots import keep_slots
 
 CONTEXT, RANK = 64, 16
 PROMPT = np.random.default_rng(3).integers(300, 4000, 20)
@@ -82,14 +81,7 @@ def masked(shipped: Path, predictors: Checkpoint) -> np.ndarray:
 def test_predicted_neurons_are_exact_and_others_nought(
     bundle: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch, capacity: int
 ) -> None:
-    open_neurons = SparseFfn.open
-    monkeypatch.setattr(
-        SparseFfn,
-        "open",
-        lambda self, team, kernel, _, back: open_neurons(
-            self, team, kernel, Rows(min(capacity, self.layout.slots)), back
-        ),
-    )
+    keep_slots(monkeypatch, capacity)
     checkpoint = open_checkpoint(bundle)
     executor = NativeExecutor(build_program(checkpoint, CONTEXT), checkpoint, 2)
     assert executor._sparse is not None

@@ -198,9 +198,10 @@ class SparseFfn:
 
     def plan(self, rows: Rows) -> NeuronPlan:
         """What to expect of so many slots of each layer in memory."""
-        layout, active, missing, capacity = self.layout, None, None, rows.all
-        window = self._widest_window(rows)
+        layout, active, missing, window, capacity = self.layout, None, None, None, rows.all
         frequency = self.slot_frequency()
+        if frequency is not None:
+            window = widest_window(frequency, rows.own)
         if frequency is not None and not self.policy.everything:  # else reads are no slots
             active = float(frequency.sum())
             if self.policy.window is None:
@@ -213,10 +214,6 @@ class SparseFfn:
             self.memory_bytes(rows.own), layout.layers * rows.lent * layout.read_bytes(self.gates), active,
             missing, window,
         )  # fmt: skip
-
-    def _widest_window(self, rows: Rows) -> int | None:
-        frequency = self.slot_frequency()
-        return None if frequency is None else widest_window(frequency, rows.own)
 
     def begin(self, many: bool) -> None:
         """Before a step, of several tokens or of one."""
@@ -231,13 +228,14 @@ class SparseFfn:
     def open(self, team: Team, kernel: int, rows: Rows, give_back: Callable[[], None]) -> Neurons:
         """Open ffn.bin; nothing is read yet. kernel: the address of CHECK_KERNEL; give_back: as of
         Neurons."""
+        frequency = self.slot_frequency()
         if self.policy.window == AUTO:
-            window = self._widest_window(rows)
-            if window is None:
+            if frequency is None:
                 raise EdgeError(
                     f"{self.bundle.path}: nobody has measured how often its neurons fire, so no window "
                     "can be chosen; pack the model with --text, or give --window a number of tokens."
                 )
+            window = widest_window(frequency, rows.own)
             _log.info(f"A window of {window} tokens fits.")
             self.policy = replace(self.policy, window=window)
         reader = Reader(self.bundle.path / "ffn.bin")
@@ -252,7 +250,7 @@ class SparseFfn:
             lists,
             self.gates,
             self.policy,
-            self.slot_frequency(),
+            frequency,
             GAP if device is None else device.fit(GAP_DEPTH).gap_bytes,
             self._ring,
             self.ahead is not None,
